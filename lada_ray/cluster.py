@@ -1,0 +1,59 @@
+"""The Ray cluster: joining it, and sensible resources on a laptop, on one GPU and on many machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lada_ray.config import ResourceConfig
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Settled numbers of actors and workers, and the cores and GPUs of each."""
+
+    encoders: int
+    cpus_per_encoder: float
+    gpus_per_encoder: float
+    train_workers: int
+    cpus_per_train_worker: float
+    gpus_per_train_worker: float
+
+    @property
+    def precision(self) -> str:
+        """Of the encoder where the configuration leaves it open: bf16 on GPUs, float32 on CPUs."""
+        return "bf16" if self.gpus_per_encoder > 0 else "fp32"
+
+
+def join_cluster() -> None:
+    """Connect to the cluster that RAY_ADDRESS (or `ray job submit`, or `ray start` here) names, else start one here."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, configure_logging=True)
+
+
+def settle_resources(config: ResourceConfig) -> Resources:
+    """Fill in what the configuration leaves open from what the cluster has now.
+
+    With GPUs: an encoder per GPU, training on one. Without: an encoder per node that reserves half of the node's
+    cores, so that reading and decoding always find free ones. A cluster that adds its GPUs on demand has none at the
+    start: state `gpus_per_encoder` there.
+    """
+    import ray
+
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+    gpus = sum(n.get("GPU", 0) for n in nodes)
+    cores = min((n["CPU"] for n in nodes), default=1)
+    per_encoder = config.gpus_per_encoder if config.gpus_per_encoder is not None else float(gpus > 0)
+    on_gpu = per_encoder > 0
+    half = 1.0 if on_gpu else float(max(1, cores // 2))
+    pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes))
+    train_gpus = config.gpus_per_train_worker
+    return Resources(
+        encoders=config.encoders or pool,
+        cpus_per_encoder=config.cpus_per_encoder or half,
+        gpus_per_encoder=per_encoder,
+        train_workers=config.train_workers,
+        cpus_per_train_worker=config.cpus_per_train_worker or half,
+        gpus_per_train_worker=train_gpus if train_gpus is not None else float(on_gpu),
+    )

@@ -1,0 +1,105 @@
+"""What a person sees while a job runs: stages with their wall time, progress of the long ones, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Without a terminal (a submitted job's log) progress is a line now and then.
+LINE_EVERY_S = 10.0
+# A bar for something that is over at once would only flicker.
+BAR_AFTER_S = 0.7
+
+
+@dataclass
+class Console:
+    """Prints stages and progress, and keeps how long each stage took.
+
+    Attributes:
+        seconds: wall seconds by stage, summed over its occurrences.
+    """
+
+    quiet: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    rich: RichConsole = field(default_factory=lambda: RichConsole(highlight=False))
+    _bar: Progress | None = None
+    _bars: dict[str, int] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
+    _printed: float = 0.0
+
+    def say(self, message: str) -> None:
+        """Print a line; above the progress bars, if there are any."""
+        if not self.quiet:
+            target = self._bar.console if self._bar else self.rich
+            target.print(message, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside, under this name; its progress bars end with it."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            self._stop_bars()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show how far something is; call it as often as you like."""
+        now = time.monotonic()
+        since = self._since.setdefault(what, now)
+        if self.quiet or now - since < BAR_AFTER_S:
+            return
+        if self.rich.is_terminal:
+            self._show_bar(what, done, total)
+        elif now - self._printed > LINE_EVERY_S:
+            self._printed = now
+            left = f", about {(now - since) * (total - done) / done:.0f} s left" if done else ""
+            self.say(f"  {what}: {done} of {total}{left}")
+
+    def _show_bar(self, what: str, done: int, total: int) -> None:
+        if self._bar is None:
+            columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=self.rich, transient=True)
+            self._bar.start()
+        if what not in self._bars:
+            self._bars[what] = self._bar.add_task(what)
+        self._bar.update(self._bars[what], completed=done, total=total)  # type: ignore[arg-type]
+
+    def _stop_bars(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._bars, self._since = None, {}, {}
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the console was made."""
+        return time.monotonic() - self.started
+
+
+def quiet_libraries() -> None:
+    """Keep our own output readable: errors of the libraries are shown, their chatter is not. For jobs, at their start."""
+    # Ray's C++ core and its worker processes read these when they start.
+    for name, value in {
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "TQDM_DISABLE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "open_clip"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,176 @@
+"""The frozen open_clip model: pixels -> image features, prompts -> text features, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lada_ray.encoder.resolve import EncoderSpec, weights_file
+from lada_ray.errors import InputError
+from lada_ray.views import Pixels
+
+# Images are encoded in batches of exactly this size, padded: the same row alone and in a batch of another size
+# differs in its last bits, and features must not depend on what else was missing from the bank.
+BATCH = {"cpu": 64, "cuda": 256}
+PROMPT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What the rest of the program needs to know of an encoder without loading it."""
+
+    fingerprint: str
+    """Hash over architecture, weights, preprocessing and precision."""
+    width: int
+    """d, of image and text features."""
+    tau: float
+    """τ = exp(logit_scale)."""
+    parameters: int
+
+    @property
+    def feature_key(self) -> str:
+        """Names the features in the bank. An encoder that a learner changes would add its deltas here."""
+        return self.fingerprint[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Encoder:
+    """A frozen CLIP on one device.
+
+    Args:
+        spec: what to build.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, spec: EncoderSpec, device: str = "cpu") -> None:
+        import open_clip
+
+        self.spec, self.device = spec, torch.device(device)
+        name = register_architecture(spec)
+        self.model = _build(spec, name)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        self.model.eval().requires_grad_(False).to(self.device)
+        self._mean = torch.tensor(spec.preprocess.mean, device=self.device).view(3, 1, 1)
+        self._std = torch.tensor(spec.preprocess.std, device=self.device).view(3, 1, 1)
+
+    def info(self) -> EncoderInfo:
+        """Fingerprint, width and τ."""
+        tau = float(self.model.logit_scale.exp().item())
+        count = sum(p.numel() for p in self.model.parameters())
+        return EncoderInfo(fingerprint(self.spec, self.model), self.spec.architecture["embed_dim"], tau, count)
+
+    def encode_pixels(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Raw image features of uint8 pixels.
+
+        Args:
+            pixels: [n, size, size, 3].
+
+        Returns:
+            [n, d] float32, the image tower's output after its projection, not normalised.
+        """
+        size = BATCH[self.device.type]
+        parts = [self._encode_padded(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+
+    @torch.inference_mode()
+    def _encode_padded(self, pixels: Pixels, size: int) -> npt.NDArray[np.float32]:
+        batch = np.zeros((size, *pixels.shape[1:]), np.uint8)
+        batch[: len(pixels)] = pixels
+        images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255.0
+        images = (images - self._mean) / self._std
+        with self._precision():
+            features = self.model.encode_image(images)
+        return features[: len(pixels)].float().cpu().numpy()
+
+    def _precision(self) -> torch.autocast:
+        on = self.spec.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """CLIP's own text features of prompts, raw, [n, d], in float32."""
+        parts = []
+        for start in range(0, len(prompts), PROMPT_BATCH):
+            tokens = torch.from_numpy(self.tokenize(prompts[start : start + PROMPT_BATCH])).to(self.device)
+            parts.append(self.model.encode_text(tokens).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+
+    def tokenize(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Tokens of prompts, [n, context]."""
+        tokens: Tensor = self.tokenizer(list(prompts))
+        return tokens.numpy()
+
+
+def load_encoder(spec: EncoderSpec, device: str | None = None) -> Encoder:
+    """Build the encoder, on the GPU if there is one and `device` does not say otherwise."""
+    return Encoder(spec, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def register_architecture(spec: EncoderSpec) -> str:
+    """Make the architecture known to open_clip's factory under a name of its own, which is returned."""
+    import open_clip
+
+    text = json.dumps(spec.architecture, sort_keys=True)
+    name = f"{Path(spec.model).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(text)
+        open_clip.add_model_config(path)
+    return name
+
+
+def _build(spec: EncoderSpec, name: str) -> nn.Module:
+    import open_clip
+
+    path = weights_file(spec)
+    try:
+        return open_clip.create_model(name, pretrained=str(path), weights_only=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError([f"{path}: {_why_not_loaded(error)}"], "The encoder's weights cannot be loaded") from error
+    except Exception as error:  # safetensors and pickle raise their own kinds
+        if "Unpickling" not in type(error).__name__ and "Safetensor" not in type(error).__name__:
+            raise
+        raise InputError([f"{path}: {_why_not_loaded(error)}"], "The encoder's weights cannot be loaded") from error
+
+
+def _why_not_loaded(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "TorchScript" in str(error):
+        return (
+            "a TorchScript archive (OpenAI's own .pt files are), which could run code when loaded. Convert it once where "
+            "you trust it: torch.save(torch.jit.load(FILE, 'cpu').float().state_dict(), 'weights.pt')"
+        )
+    if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
+        return "holds more than tensors, which could run code when loaded; save its state_dict alone, as safetensors"
+    if "size mismatch" in str(error) or "Missing key" in str(error) or "Unexpected key" in str(error):
+        return f"does not fit the architecture: {' '.join(str(error).split())[:400]}"
+    return f"{type(error).__name__}: {first}"
+
+
+def fingerprint(spec: EncoderSpec, model: nn.Module) -> str:
+    """SHA-256 over architecture (activation included), weights, preprocessing and precision."""
+    said = {"architecture": spec.architecture, "preprocess": asdict(spec.preprocess), "precision": spec.precision}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def quiet_open_clip() -> None:
+    """open_clip tells its whole loading story at level INFO and WARNING on the root logger; keep errors."""
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))

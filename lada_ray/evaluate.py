@@ -1,0 +1,147 @@
+"""One row of the accuracy matrix: every domain's test images, classified among all classes of all domains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_ray.features.bank import FeatureBank
+from lada_ray.features.text import read_text
+from lada_ray.model import Head, Prediction, cached_pack
+from lada_ray.pack import Label
+from lada_ray.views import TEST_VIEW
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A domain's test images, by content."""
+
+    __test__ = False  # not a pytest class
+
+    domain: str
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    shas: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def all_labels(self) -> list[Label]:
+        """The domain's labels, in order."""
+        return [Label(self.domain, name) for name in self.class_names]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything rows depend on but the packs."""
+
+    tests: tuple[TestSet, ...]
+    """All domains of the stream, in order."""
+    bank: FeatureBank
+    model_uri: str
+    """The folder of the packs."""
+    prediction: Prediction
+
+    @property
+    def digest(self) -> str:
+        """Names the test sets: rows of another stream, or of other test images, are other rows."""
+        said = [[t.domain, t.class_names, t.prompts, t.shas, t.labels] for t in self.tests]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Correct and all test images per class, by domain. `learnt` names the domain learnt last."""
+
+    learnt: str
+    correct: dict[str, list[int]]
+    total: dict[str, list[int]]
+
+    def accuracy(self) -> dict[str, float]:
+        """In %, by domain."""
+        return {d: 100.0 * sum(hits) / sum(self.total[d]) for d, hits in self.correct.items()}
+
+
+def load_tests(evaluation: Evaluation) -> list[Floats]:
+    """Raw test features of every domain, each [n, d]; runs in a Ray task, once."""
+    return [evaluation.bank.fetch(test.shas, [TEST_VIEW])[:, 0] for test in evaluation.tests]
+
+
+def evaluate_row(evaluation: Evaluation, digests: Sequence[str], learnt: str, features: list[Floats]) -> Row:
+    """Test the model of the first packs on every domain; runs in a Ray task.
+
+    Args:
+        evaluation: the test sets.
+        digests: of the packs learnt so far.
+        learnt: name of the row.
+        features: from `load_tests`.
+    """
+    correct, total = {}, {}
+    for test, predicted, truth in _predictions(evaluation, digests, features):
+        labels = np.array(test.labels)
+        hits = labels[predicted == truth]
+        correct[test.domain] = np.bincount(hits, minlength=len(test.class_names)).tolist()
+        total[test.domain] = np.bincount(labels, minlength=len(test.class_names)).tolist()
+    return Row(learnt, correct, total)
+
+
+def _predictions(evaluation: Evaluation, digests: Sequence[str], features: list[Floats]) -> Any:
+    """For each domain (test set, predicted index, true index) among all labels, seen ones first."""
+    packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
+    head = Head(packs, evaluation.prediction, evaluation.bank.width)
+    labels, unseen = candidates(evaluation, head)
+    index = {label: i for i, label in enumerate(labels)}
+    for test, raw in zip(evaluation.tests, features, strict=True):
+        own = np.array([index[label] for label in test.all_labels()])
+        yield test, head.predict(raw, unseen), own[np.array(test.labels)]
+
+
+def candidates(evaluation: Evaluation, head: Head) -> tuple[list[Label], Floats]:
+    """All labels, seen ones first, then unseen ones in stream order; and the unseen ones' own text features."""
+    labels, seen = list(head.labels), set(head.labels)
+    texts = [np.zeros((0, evaluation.bank.width), np.float32)]
+    for test in evaluation.tests:
+        new = [i for i, label in enumerate(test.all_labels()) if label not in seen]
+        if new:
+            labels += [test.all_labels()[i] for i in new]
+            texts.append(read_text(evaluation.bank, test.prompts)[new])
+    return labels, np.concatenate(texts)
+
+
+def predict_examples(
+    evaluation: Evaluation, digests: Sequence[str], features: list[Floats], per_domain: int
+) -> list[dict[str, Any]]:
+    """A few test images of each domain with what the model and zero-shot CLIP take them for; in a Ray task.
+
+    The images are picked by content hash, so they are the same in every run, and not chosen to please.
+
+    Returns:
+        Dictionaries with domain, row (index into the test set), truth, predicted and zero_shot (labels as (domain,
+        class)).
+    """
+    picks = [sorted(range(len(t.shas)), key=lambda i, t=t: t.shas[i])[:per_domain] for t in evaluation.tests]
+    chosen = [raw[pick] for raw, pick in zip(features, picks, strict=True)]
+    few = [
+        TestSet(t.domain, t.class_names, t.prompts, tuple(t.shas[i] for i in p), tuple(t.labels[i] for i in p))
+        for t, p in zip(evaluation.tests, picks, strict=True)
+    ]
+    some = Evaluation(tuple(few), evaluation.bank, evaluation.model_uri, evaluation.prediction)
+    now, before = _labelled(some, digests, chosen), _labelled(some, [], chosen)
+    examples = []
+    for test, pick, a, b in zip(few, picks, now, before, strict=True):
+        for i, (row, label) in enumerate(zip(pick, test.labels, strict=True)):
+            truth = Label(test.domain, test.class_names[label])
+            examples.append({"domain": test.domain, "row": row, "truth": truth, "predicted": a[i], "zero_shot": b[i]})
+    return examples
+
+
+def _labelled(evaluation: Evaluation, digests: Sequence[str], features: list[Floats]) -> list[list[Label]]:
+    packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
+    labels, _ = candidates(evaluation, Head(packs, evaluation.prediction, evaluation.bank.width))
+    return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, digests, features)]

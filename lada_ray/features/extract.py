@@ -1,0 +1,208 @@
+"""Fill the bank's gaps: Ray Data streams images through CPU tasks to a pool of encoder actors.
+
+    read, decode, augment (CPU tasks, uint8 pixels)  ->  encode, write a part (actors)  ->  a line per part
+
+Features never pass through the driver. An actor writes a part for every batch, so a kill costs what is in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lada_ray.domains.base import read_bytes
+from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray.features.bank import FeatureBank
+from lada_ray.features.parts import Part
+from lada_ray.views import BadImage, Preprocess, decode, render
+
+# A reader waits for storage much of the time. (Equal to an encoder's cores it would also be fused into the actor by Ray
+# Data, and reading would no longer overlap encoding.)
+READ_CPUS = 0.5
+# Images per read task: their pixels under all views travel together (256 views of 224 x 224 are 39 MB).
+READ_IMAGES = 32
+# Views per encoder call, and so per part of the bank; merged into larger parts at the end.
+ENCODE_VIEWS = 512
+
+Batch = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The encoder actors' resources."""
+
+    encoders: int
+    cpus: float
+    gpus: float
+
+
+@dataclass
+class Extraction:
+    """What a pass over the gaps did."""
+
+    added: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    """Reason by SHA-256 of images that could not be decoded."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Busy seconds per stage, over all workers: read, decode, encode."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One image with the views of it that are missing."""
+
+    uri: str
+    sha256: str
+    views: tuple[str, ...]
+
+
+class RenderViews:
+    """Reads and decodes images, and renders the missing views of each as uint8 pixels."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        """Map rows (uri, sha256, views) to rows (sha256, view, pixels, reason, read_s, decode_s)."""
+        for uri, sha, views in zip(batch["uri"], batch["sha256"], batch["views"], strict=True):
+            yield self._rows(str(uri), str(sha), str(views).split())
+
+    def _rows(self, uri: str, sha: str, views: list[str]) -> Batch:
+        clock = [time.perf_counter()]
+        reason = ""
+        try:
+            data = read_bytes(uri)
+            clock.append(time.perf_counter())
+            image = decode(data)
+            pixels = np.stack([render(image, sha, view, self.preprocess) for view in views])
+        except (BadImage, OSError) as error:
+            reason, views = str(error), views[:1]
+            pixels = np.zeros((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        clock.append(time.perf_counter())
+        n = len(views)
+        return {
+            "sha256": np.array([sha] * n),
+            "view": np.array(views),
+            "pixels": pixels,
+            "reason": np.array([reason] * n),
+            "read_s": np.full(n, (clock[1] - clock[0]) / n),
+            "decode_s": np.full(n, (clock[-1] - clock[1]) / n),
+        }
+
+
+class EncodeViews:
+    """An actor that holds the encoder and writes what it encodes to the bank."""
+
+    def __init__(self, spec: EncoderSpec, bank: FeatureBank, run: str, threads: int) -> None:
+        import torch
+
+        # Ray sets OMP_NUM_THREADS, torch would take all cores: neither is what was asked for.
+        torch.set_num_threads(max(1, threads))
+        self.encoder = load_encoder(spec)
+        self.bank, self.run = bank, run
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Encode rows of pixels, write them as one part, and return one row that says so."""
+        started = time.perf_counter()
+        good = np.flatnonzero(batch["reason"] == "")
+        bad = {str(batch["sha256"][i]): str(batch["reason"][i]) for i in np.flatnonzero(batch["reason"] != "")}
+        features = self.encoder.encode_pixels(batch["pixels"][good])
+        finite = np.isfinite(features).all(axis=1)
+        bad |= {str(batch["sha256"][i]): "the encoder gives NaN or infinite features" for i in good[~finite]}
+        good, features = good[finite], features[finite]
+        part = None
+        if len(good):
+            shas, views = (batch[name][good].tolist() for name in ("sha256", "view"))
+            part = asdict(self.bank.write(shas, views, features, self.run))
+        seconds = {
+            "read": float(batch["read_s"].sum()),
+            "decode": float(batch["decode_s"].sum()),
+            "encode": time.perf_counter() - started,
+        }
+        row = {"part": part, "bad": bad, "seconds": seconds, "images": len(batch["view"])}
+        return {"row": np.array([json.dumps(row)])}
+
+
+def extract(
+    gaps: Sequence[Gap],
+    spec: EncoderSpec,
+    bank: FeatureBank,
+    pool: Pool,
+    run: str,
+    progress: Callable[[int, int], None],
+) -> Extraction:
+    """Encode what is missing, in one pipeline with one pool of encoders.
+
+    Args:
+        gaps: images with their missing views.
+        spec: the encoder.
+        bank: where features go.
+        pool: number and resources of the encoder actors.
+        run: id of the run that adds.
+        progress: called with (views done, views to do).
+
+    Returns:
+        What was added, what could not be decoded, and how long each stage was busy.
+    """
+    total = sum(len(gap.views) for gap in gaps)
+    result = Extraction()
+    if not gaps:
+        return result
+    done = 0
+    for row in _pipeline(gaps, spec, bank, pool, run):
+        if row["part"]:
+            part = Part(**row["part"])
+            bank.table.enter([part])
+            result.added += part.rows
+        result.bad |= row["bad"]
+        for stage, seconds in row["seconds"].items():
+            result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
+        done += row["images"]
+        progress(done, total)
+    bank.table.merge()
+    return result
+
+
+def _pipeline(
+    gaps: Sequence[Gap], spec: EncoderSpec, bank: FeatureBank, pool: Pool, run: str
+) -> Iterator[dict[str, Any]]:
+    import pandas as pd
+    import ray
+
+    quiet_ray_data()
+    table = pd.DataFrame([(g.uri, g.sha256, " ".join(g.views)) for g in gaps], columns=["uri", "sha256", "views"])
+    blocks = max(1, -(-len(table) // READ_IMAGES))
+    threads = int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2)
+    rows = (
+        ray.data.from_pandas(table)
+        .repartition(blocks)
+        .map_batches(RenderViews(spec.preprocess).__call__, batch_size=None, num_cpus=READ_CPUS)
+        .map_batches(
+            EncodeViews,
+            fn_constructor_args=(spec, bank, run, threads),
+            batch_size=ENCODE_VIEWS,
+            compute=ray.data.ActorPoolStrategy(size=pool.encoders),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
+    )
+    for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from map(json.loads, batch["row"])
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's progress bars and statistics off: the job shows its own progress."""
+    import logging
+
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

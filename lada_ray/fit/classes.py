@@ -1,0 +1,175 @@
+"""k-means and Gaussian mixtures of every class, over Ray CPU tasks.
+
+They depend on the images of the class alone: not on the run's seed, nor on earlier tasks. So they are kept beside the
+bank under a hash of those images, and every run, sweep and restart shares them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_ray.features.bank import FeatureBank
+from lada_ray.method.memory import init_memory, stack_memory
+from lada_ray.method.mixture import Mixture, fit_mixture
+from lada_ray.store import Store
+from lada_ray.views import TEST_VIEW
+
+# Classes fitted by one Ray task: about a second of work.
+CHUNK = 32
+Kind = Literal["memory", "mixture"]
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The training images of a domain by content: one sorted tuple of SHA-256 per class."""
+
+    classes: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, shas: Sequence[str], labels: npt.NDArray[np.int64]) -> ClassImages:
+        """Group n content hashes by their label, [n]."""
+        groups: list[list[str]] = [[] for _ in range(int(labels.max()) + 1)]
+        for sha, label in zip(shas, labels, strict=True):
+            groups[label].append(sha)
+        return cls(tuple(tuple(sorted(group)) for group in groups))
+
+    def key(self, kind: Kind, number: int) -> str:
+        """Names the result of fitting `number` memory vectors or components to each of these classes."""
+        import sklearn
+
+        said = json.dumps([kind, number, sklearn.__version__, self.classes])
+        return f"classes/{kind}-{number}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
+
+
+@dataclass(frozen=True)
+class MemoryInit:
+    """Initial memory vectors [c, L, d] and the mask [c, L] of those that exist."""
+
+    memory: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """All components of c classes: means [M, d], variances [M], weights [M], and the class of each [M]."""
+
+    means: npt.NDArray[np.float32]
+    variances: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass
+class Missing:
+    """One file to make: all classes of one domain, one kind."""
+
+    images: ClassImages
+    kind: Kind
+    number: int
+
+
+def read_memory(bank: FeatureBank, images: ClassImages, vectors: int) -> MemoryInit:
+    """The memory initialisation that `fit_classes` left."""
+    return MemoryInit(**_load(bank.store, images.key("memory", vectors)))
+
+
+def read_mixtures(bank: FeatureBank, images: ClassImages, components: int) -> Mixtures:
+    """The mixtures that `fit_classes` left."""
+    return Mixtures(**_load(bank.store, images.key("mixture", components)))
+
+
+def fit_classes(
+    bank: FeatureBank,
+    domains: Sequence[ClassImages],
+    vectors: int,
+    components: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """Fit what is not there yet, for all classes of these domains.
+
+    Args:
+        bank: holds the deterministic features; the results go beside them.
+        domains: training images by class.
+        vectors: λ1.
+        components: λ2.
+        progress: called with (classes done, classes to do).
+
+    Returns:
+        Busy seconds by kind, over all tasks.
+    """
+    import ray
+
+    wanted = [Missing(d, "memory", vectors) for d in domains] + [Missing(d, "mixture", components) for d in domains]
+    missing = [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
+    load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
+    features = {m.images: load.remote(bank, m.images) for m in missing}
+    pending: dict[Any, int] = {}
+    for m in missing:
+        starts = range(0, len(m.images.classes), CHUNK)
+        chunks = [fit.remote(features[m.images], m, start) for start in starts]
+        pending[gather.remote(bank.store, m, *chunks)] = len(m.images.classes)
+    return _collect(pending, progress)
+
+
+def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> dict[str, float]:
+    import ray
+
+    seconds: dict[str, float] = {}
+    done, total = 0, sum(pending.values())
+    while pending:
+        (ready,), _ = ray.wait(list(pending), num_returns=1)
+        done += pending.pop(ready)
+        kind, busy = ray.get(ready)
+        seconds[kind] = seconds.get(kind, 0.0) + busy
+        progress(done, total)
+    return seconds
+
+
+def _features(bank: FeatureBank, images: ClassImages) -> list[npt.NDArray[np.float32]]:
+    """Raw deterministic features of every class, each [n_j, d]."""
+    flat = bank.fetch([sha for group in images.classes for sha in group], [TEST_VIEW])[:, 0]
+    return np.split(flat, np.cumsum([len(group) for group in images.classes])[:-1])
+
+
+def _fit_chunk(features: list[npt.NDArray[np.float32]], missing: Missing, start: int) -> tuple[list[Any], float]:
+    """Fit `CHUNK` classes from `start` on; returns the fits and the seconds they took."""
+    started = time.perf_counter()
+    part = features[start : start + CHUNK]
+    if missing.kind == "memory":
+        unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in part]
+        return [init_memory(f, missing.number) for f in unit], time.perf_counter() - started
+    return [fit_mixture(f, missing.number) for f in part], time.perf_counter() - started
+
+
+def _gather(store: Store, missing: Missing, *chunks: tuple[list[Any], float]) -> tuple[str, float]:
+    fits = [fit for chunk, _ in chunks for fit in chunk]
+    arrays = MemoryInit(*stack_memory(fits)) if missing.kind == "memory" else stack_mixtures(fits)
+    _save(store, missing.images.key(missing.kind, missing.number), arrays)
+    return missing.kind, sum(seconds for _, seconds in chunks)
+
+
+def stack_mixtures(mixtures: Sequence[Mixture]) -> Mixtures:
+    """Concatenate the mixtures of classes 0, 1, ..."""
+    labels = np.concatenate([np.full(len(m.weights), j, np.int64) for j, m in enumerate(mixtures)])
+    means, variances, weights = (np.concatenate(arrays) for arrays in zip(*mixtures, strict=True))
+    return Mixtures(means, variances, weights, labels)
+
+
+def _save(store: Store, key: str, arrays: MemoryInit | Mixtures) -> None:
+    from safetensors.numpy import save
+
+    store.create(key, save({f.name: getattr(arrays, f.name) for f in fields(arrays)}))
+
+
+def _load(store: Store, key: str) -> dict[str, Any]:
+    from safetensors.numpy import load
+
+    return dict(load(store.read(key)))

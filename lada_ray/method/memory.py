@@ -1,0 +1,95 @@
+"""Label-specific memory vectors: their k-means initialisation and their logits.
+
+    memory_j(z) = Σ_l φ(z·w_{j,l}),   φ(x) = exp(-β (1 - x))
+
+The sum runs over class j's own vectors only. It is computed as a grouped sum: a dense (all vectors x all classes)
+matrix, as a cache-style classifier would use, is never built.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+# The method keeps these fixed, whatever the run's seed: runs with the same shots share their k-means.
+KMEANS_SEED = 42
+KMEANS_INITS = 10
+
+# Affinities [N, classes, L] held at once without gradients: 2^25 float32 are 128 MiB.
+MAX_AFFINITIES = 2**25
+
+
+def distinct_rows(features: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """The distinct rows of `features` [n, d], in order of first appearance."""
+    _, first = np.unique(features, axis=0, return_index=True)
+    return features[np.sort(first)]
+
+
+def init_memory(unit_features: npt.NDArray[np.floating], vectors: int) -> npt.NDArray[np.float32]:
+    """Initial memory vectors of one class.
+
+    Args:
+        unit_features: unit features of the class's training images under the deterministic view, [n, d], n >= 1.
+        vectors: λ1, the number of memory vectors wanted.
+
+    Returns:
+        k-means centres (10 inits, fixed seed), [λ1, d]; with λ1 or fewer distinct images the distinct features
+        themselves, [distinct, d]. Centres are means of unit vectors and are not normalised again.
+    """
+    distinct = distinct_rows(unit_features)
+    if len(distinct) <= vectors:
+        return distinct.astype(np.float32)
+    kmeans = KMeans(n_clusters=vectors, n_init=KMEANS_INITS, random_state=KMEANS_SEED)
+    return kmeans.fit(unit_features.astype(np.float64)).cluster_centers_.astype(np.float32)
+
+
+def stack_memory(groups: list[npt.NDArray[np.float32]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Pad the memory vectors of several classes, each [L_j, d], to one array.
+
+    Returns:
+        memory [C, L, d] with L = max L_j, zeros where a class has fewer vectors, and the mask [C, L] of real vectors.
+    """
+    longest = max(len(group) for group in groups)
+    memory = np.zeros((len(groups), longest, groups[0].shape[1]), np.float32)
+    mask = np.zeros((len(groups), longest), np.bool_)
+    for j, group in enumerate(groups):
+        memory[j, : len(group)] = group
+        mask[j, : len(group)] = True
+    return memory, mask
+
+
+def memory_logits(unit_features: Tensor, memory: Tensor, beta: float, mask: Tensor | None = None) -> Tensor:
+    """Grouped sums of affinities between features and each class's own memory vectors.
+
+    Args:
+        unit_features: z, [N, d], rows of unit length.
+        memory: w, [C, L, d].
+        beta: sharpness β of the affinity exp(-β (1 - z·w)).
+        mask: which of the vectors exist, [C, L] boolean; None when all do.
+
+    Returns:
+        [N, C]. Without gradients the classes are done in chunks, so that at most `MAX_AFFINITIES` affinities exist
+        at once; with gradients the caller bounds N (`objective.weighted_loss_backward`).
+    """
+    classes, length, _ = memory.shape
+    if torch.is_grad_enabled() and (memory.requires_grad or unit_features.requires_grad):
+        return _grouped_affinity(unit_features, memory, beta, mask)
+    logits = unit_features.new_empty(len(unit_features), classes)
+    step = max(1, MAX_AFFINITIES // max(1, len(unit_features) * length))
+    for start in range(0, classes, step):
+        part = slice(start, start + step)
+        logits[:, part] = _grouped_affinity(
+            unit_features, memory[part], beta, None if mask is None else mask[part]
+        )
+    return logits
+
+
+def _grouped_affinity(unit_features: Tensor, memory: Tensor, beta: float, mask: Tensor | None) -> Tensor:
+    cosines = (unit_features @ memory.flatten(0, 1).T).unflatten(1, memory.shape[:2])
+    affinities = torch.exp(beta * (cosines - 1.0))
+    if mask is not None:
+        affinities = affinities * mask
+    return affinities.sum(-1)

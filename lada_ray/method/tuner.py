@@ -1,0 +1,139 @@
+"""The text tuner: an AdaptFormer in every block of CLIP's text tower, over a context cut to the task's prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ADAPTER_SCALE = 0.1
+
+
+class AdaptFormer(nn.Module):
+    """A bottleneck parallel to a block's FFN: 0.1 · s · up(relu(down(LN'(x)))), zero at the start.
+
+    Chen et al., NeurIPS 2022, as LADA uses it: own LayerNorm, trained scalar s.
+    """
+
+    def __init__(self, width: int, bottleneck: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        self.scale = nn.Parameter(torch.ones(1))
+        nn.init.kaiming_normal_(self.down.weight, a=5**0.5, generator=generator)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the adapter adds to the block's output, [..., width]."""
+        return ADAPTER_SCALE * self.scale * self.up(torch.relu(self.down(self.norm(x))))
+
+
+class TextTuner(nn.Module):
+    """One AdaptFormer per block; 215 244 weights for CLIP's 12 x 512 text tower with bottleneck 16.
+
+    Args:
+        width: of the text tower.
+        layers: blocks of the text tower.
+        bottleneck: of each adapter.
+        generator: of the initial weights (`draws.torch_generator`).
+    """
+
+    def __init__(self, width: int, layers: int, bottleneck: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList(AdaptFormer(width, bottleneck, generator) for _ in range(layers))
+
+
+class CausalTextTower(nn.Module):
+    """The frozen text tower of an open_clip model (CLIP or CustomTextCLIP layout), tunable and with a short context.
+
+    A causal tower is read at the end-of-text token, which no later token can influence: tokens behind the longest
+    prompt are cut off, which changes the features by float32 rounding only.
+
+    Args:
+        model: an open_clip model with a native causal text tower.
+
+    Raises:
+        ValueError: if the text tower is not native and causal, naming what it has instead.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        reason = why_not_tunable(model)
+        if reason:
+            raise ValueError(reason)
+        text: Any = getattr(model, "text", model)
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.blocks = text.transformer.resblocks
+        self.ln_final = text.ln_final
+        self.projection = text.text_projection
+        self.eos_id: int | None = _eos_id(text)
+        self.register_buffer("mask", text.attn_mask, persistent=False)
+        self.requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.positional_embedding.shape[1]
+
+    def end_of_text(self, tokens: Tensor) -> Tensor:
+        """Position of each prompt's end-of-text token, [n]."""
+        if self.eos_id is None:
+            return tokens.argmax(dim=-1)
+        return (tokens == self.eos_id).int().argmax(dim=-1)
+
+    def trim(self, tokens: Tensor) -> Tensor:
+        """Cut tokens [n, context] behind the longest prompt's end-of-text token."""
+        return tokens[:, : int(self.end_of_text(tokens).max()) + 1]
+
+    def forward(self, tokens: Tensor, tuner: TextTuner | None = None) -> Tensor:
+        """Text features of prompts.
+
+        Args:
+            tokens: [n, length], length at most the tower's context (see `trim`).
+            tuner: adapters to add to every block; None gives CLIP's own features.
+
+        Returns:
+            Raw text features [n, d], in the space of the image features.
+        """
+        length = tokens.shape[1]
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]
+        mask = self.mask[:length, :length]
+        for i, block in enumerate(self.blocks):
+            x = x + block.ls_1(block.attention(block.ln_1(x), attn_mask=mask))
+            ffn = block.ls_2(block.mlp(block.ln_2(x)))
+            x = x + ffn if tuner is None else x + ffn + tuner.adapters[i](x)
+        x = x[torch.arange(len(x), device=x.device), self.end_of_text(tokens)]
+        x = self.ln_final(x)
+        if self.projection is None:
+            return x
+        return self.projection(x) if isinstance(self.projection, nn.Linear) else x @ self.projection
+
+
+def why_not_tunable(model: nn.Module) -> str | None:
+    """Why this open_clip model's text tower cannot be tuned or trimmed; None when it can."""
+    text: Any = getattr(model, "text", model)
+    if not hasattr(getattr(text, "transformer", None), "resblocks"):
+        return f"the text tower is a {type(text).__name__}, not open_clip's own transformer"
+    if getattr(text, "attn_mask", None) is None:
+        return "the text tower is bidirectional (it has no causal mask)"
+    if getattr(text, "cls_emb", None) is not None:
+        return "the text tower reads a class token behind the prompt (CoCa), not the end-of-text token"
+    if _pooling(text) not in ("argmax", "eos"):
+        return f"the text tower pools by '{_pooling(text)}', not at the end-of-text token"
+    block = type(text.transformer.resblocks[0]).__name__
+    return None if block == "ResidualAttentionBlock" else f"the text tower's blocks are {block}"
+
+
+def _pooling(text: Any) -> str:
+    return getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")
+
+
+def _eos_id(text: Any) -> int | None:
+    """The end-of-text id where pooling asks for it; None where the highest id marks it (CLIP's tokenizer)."""
+    if _pooling(text) != "eos":
+        return None
+    return getattr(text, "text_eos_id", None) or text.eos_id

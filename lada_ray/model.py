@@ -1,0 +1,383 @@
+"""A model: an encoder and an ordered list of task packs, and the predictions they make together."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_ray.encoder.resolve import EncoderSpec
+from lada_ray.errors import Conflict, InputError, IntegrityError, LostLease
+from lada_ray.pack import Label, TaskPack
+from lada_ray.store import Store, join, open_store
+from lada_ray.views import TEST_VIEW, decode, render
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from PIL import Image
+
+    from lada_ray.encoder import Encoder
+
+MODEL = "model.json"
+FORMAT = 1
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The parameters of the method that act when predicting."""
+
+    tau: float
+    alpha: float
+    beta: float
+    fusion: str
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The content of model.json: the truth about which packs make up the model."""
+
+    encoder: Mapping[str, Any]
+    """{"spec": ..., "fingerprint": ..., "prompt": ...}"""
+    prediction: Prediction
+    packs: tuple[str, ...] = ()
+    """Digests, in order of learning."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompt template of each learnt domain."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What identifies the run that writes this model."""
+    run: str = ""
+    """Id of that run."""
+    epoch: int = 0
+    """Raised by every process that takes the run over; a writer with an older one cannot commit."""
+
+    def to_bytes(self) -> bytes:
+        """The bytes of model.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> ModelFile:
+        """Parse model.json, found at `where`.
+
+        Raises:
+            IntegrityError: if it is not a model.json that this version reads.
+        """
+        try:
+            values = json.loads(data)
+            if values.pop("format") != FORMAT:
+                raise IntegrityError(f"{where} was written by another version of lada_ray; this one reads format {FORMAT}")
+            prediction = Prediction(**values.pop("prediction"))
+            return cls(prediction=prediction, packs=tuple(values.pop("packs")), **values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{where} is damaged: {error}") from error
+
+
+def read_model_file(store: Store) -> tuple[ModelFile, str] | None:
+    """model.json and its version in storage, for `commit`; None if there is none."""
+    found = store.read_version(MODEL)
+    return None if found is None else (ModelFile.from_bytes(found[0], f"{store.uri}/{MODEL}"), found[1])
+
+
+def commit(store: Store, pack: TaskPack, prompt: str, epoch: int) -> None:
+    """Append a pack to the model: write it under its digest, then replace model.json if it is still ours.
+
+    Args:
+        store: the model's folder.
+        pack: its parent has to be the model's newest pack.
+        prompt: the template its text features were made with.
+        epoch: of the writer.
+
+    Raises:
+        LostLease: another process has taken the run over.
+        Conflict: the model's newest pack is not the parent of this one.
+    """
+    pack.write(store)
+    found = read_model_file(store)
+    if found is None:
+        raise Conflict(f"{store.uri}/{MODEL} is gone: somebody removed or moved the run")
+    model, version = found
+    if model.epoch != epoch:
+        raise LostLease(f"{store.uri} was taken over by another process (epoch {model.epoch}, this one has {epoch})")
+    if model.packs and model.packs[-1] == pack.digest:
+        return
+    if (model.packs[-1] if model.packs else None) != pack.parent:
+        raise Conflict(f"{store.uri}: the newest pack is not the parent of {pack.digest[:12]}")
+    prompts = {**model.prompts, pack.domain: prompt}
+    new = replace(model, packs=(*model.packs, pack.digest), prompts=prompts)
+    try:
+        store.replace(MODEL, new.to_bytes(), version)
+    except Conflict:
+        # An object store may have taken the write although its answer was lost.
+        newest = read_model_file(store)
+        if newest is None or newest[0].epoch != epoch or newest[0].packs != new.packs:
+            raise
+
+
+@lru_cache(maxsize=256)
+def cached_pack(uri: str, digest: str) -> TaskPack:
+    """A pack that was read and checked before by this process; packs never change."""
+    return TaskPack.read(open_store(uri), digest)
+
+
+class Head:
+    """What predicts from features: the seen classes' text features and memory, as arrays.
+
+    Args:
+        packs: in order of learning.
+        prediction: τ, α, β and the fusion.
+        width: d, for a model without packs.
+    """
+
+    def __init__(self, packs: Sequence[TaskPack], prediction: Prediction, width: int) -> None:
+        self.packs, self.prediction, self.width = list(packs), prediction, width
+        self.labels: list[Label] = list(dict.fromkeys(label for pack in packs for label in pack.labels))
+        index = {label: i for i, label in enumerate(self.labels)}
+        self._rows = [np.array([index[label] for label in pack.labels], np.int64) for pack in packs]
+        self.text = np.zeros((len(self.labels), width), np.float32)
+        for pack, rows in zip(packs, self._rows, strict=True):
+            # A label that stands in several packs has the newest one's text feature.
+            self.text[rows] = pack.tensors["text"]
+
+    def text_logits(self, unit: torch.Tensor, unseen: Floats | None = None) -> torch.Tensor:
+        """τ z·t̂ over seen, then unseen classes, [N, C + U], of unit features [N, d]."""
+        import torch
+        import torch.nn.functional as F
+
+        text = self.text if unseen is None else np.concatenate([self.text, np.asarray(unseen, np.float32)])
+        return self.prediction.tau * unit @ F.normalize(torch.tensor(text), dim=-1).T
+
+    def memory_logits(self, unit: torch.Tensor) -> torch.Tensor:
+        """Grouped affinities of the seen classes, [N, C]; for a label in several packs the maximum over its packs."""
+        import torch
+
+        from lada_ray.method.memory import memory_logits
+
+        logits = torch.full((len(unit), len(self.labels)), -torch.inf)
+        for pack, rows in zip(self.packs, self._rows, strict=True):
+            memory, mask = (torch.tensor(pack.tensors[name]) for name in ("memory", "mask"))
+            own = memory_logits(unit, memory, self.prediction.beta, mask.bool())
+            logits[:, rows] = torch.maximum(logits[:, rows], own)
+        return logits
+
+    def logits(self, features: Floats, unseen_text: Floats | None = None) -> Floats:
+        """See `LadaModel.logits`."""
+        import torch
+
+        from lada_ray.method.fusion import add_memory
+
+        with torch.inference_mode():
+            unit = _unit(features)
+            text = self.text_logits(unit, unseen_text)
+            return add_memory(text, self.memory_logits(unit), self.prediction.alpha).numpy()
+
+    def predict(self, features: Floats, unseen_text: Floats | None = None) -> npt.NDArray[np.int64]:
+        """See `LadaModel.predict_features`."""
+        import torch
+
+        from lada_ray.method import fusion
+
+        with torch.inference_mode():
+            unit = _unit(features)
+            text, memory = self.text_logits(unit, unseen_text), self.memory_logits(unit)
+            how: Any = self.prediction.fusion
+            return fusion.predict(text, memory, self.prediction.alpha, how).numpy()
+
+
+def _unit(features: Floats) -> torch.Tensor:
+    import torch
+    import torch.nn.functional as F
+
+    return F.normalize(torch.tensor(np.asarray(features, np.float32)), dim=-1)
+
+
+class LadaModel:
+    """An encoder and the packs learnt with it. Load one with `LadaModel.load`.
+
+    Args:
+        file: the content of model.json.
+        packs: the packs it names.
+        encoder: loaded when first needed, unless given.
+    """
+
+    def __init__(self, file: ModelFile, packs: Sequence[TaskPack], encoder: Encoder | None = None) -> None:
+        self.file, self.packs, self._encoder = file, list(packs), encoder
+        self.spec = EncoderSpec.from_json(file.encoder["spec"])
+        self.head = Head(self.packs, file.prediction, self.spec.architecture["embed_dim"])
+
+    @classmethod
+    def load(cls, path_or_uri: str | Path) -> LadaModel:
+        """Load a model from a folder: a run's `model/`, or where `save` put it; local or in an object store.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            IntegrityError: a pack is missing, cut short or changed.
+        """
+        store = open_store(path_or_uri)
+        found = read_model_file(store)
+        if found is None:
+            raise FileNotFoundError(f"no model at {store.uri}: it has no {MODEL}")
+        file = found[0]
+        packs = [TaskPack.read(store, digest) for digest in file.packs]
+        for pack, parent in zip(packs, [None, *file.packs], strict=False):
+            if pack.parent != parent:
+                raise IntegrityError(f"{store.uri}: pack {pack.digest[:12]} does not follow the pack before it")
+        return cls(_with_own_encoder(file, store), packs)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder (or URI) that needs nothing else: packs, model.json, local encoder weights."""
+        store = open_store(path)
+        for pack in self.packs:
+            pack.write(store)
+        encoder = dict(self.file.encoder)
+        if self.spec.local_weights is not None:
+            name = f"encoder/{self.spec.local_weights.name}"
+            store.write(name, self.spec.local_weights.read_bytes())
+            encoder["spec"] = {**encoder["spec"], "pretrained": f"./{name}"}
+        store.write(MODEL, replace(self.file, encoder=encoder).to_bytes())
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen CLIP.
+
+        Raises:
+            IntegrityError: its weights are not those that the packs were learnt with.
+        """
+        if self._encoder is None:
+            from lada_ray.encoder import load_encoder
+
+            encoder = load_encoder(self.spec)
+            if encoder.info().fingerprint != self.file.encoder["fingerprint"]:
+                raise IntegrityError(
+                    f"the encoder {self.spec.model} / {self.spec.pretrained} is not the one this model was learnt with "
+                    "(other weights); its features would mean nothing to the packs"
+                )
+            self._encoder = encoder
+        return self._encoder
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains learnt, in order."""
+        return list(dict.fromkeys(pack.domain for pack in self.packs))
+
+    @property
+    def class_names(self) -> list[Label]:
+        """The seen labels (domain, name), in the order of the logits."""
+        return list(self.head.labels)
+
+    def logits(self, features: Floats, unseen_text: Floats | None = None) -> Floats:
+        """Ungated sums: text + α memory for seen classes, text for unseen ones.
+
+        Args:
+            features: raw image features, [N, d].
+            unseen_text: CLIP's own text features of U classes not learnt, raw or unit, [U, d].
+
+        Returns:
+            [N, C + U] float32.
+        """
+        return self.head.logits(features, unseen_text)
+
+    def predict_features(self, features: Floats, unseen_text: Floats | None = None) -> npt.NDArray[np.int64]:
+        """Predicted class of each image, [N]: an index into `class_names`, then into the unseen classes.
+
+        The gate decides between seen and unseen classes (method.fusion); arguments as in `logits`.
+        """
+        return self.head.predict(features, unseen_text)
+
+    def predict(
+        self, images: Iterable[str | Path | bytes | Image.Image], extra_classes: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """Classify images.
+
+        Args:
+            images: paths, URIs, encoded bytes or PIL images.
+            extra_classes: names of classes that were not learnt, to be recognised zero-shot.
+
+        Returns:
+            A row per image: `domain` (None for an extra class), `class`, and `score`, the softmax of the logits
+            among the classes on the chosen side of the gate.
+
+        Raises:
+            InputError: naming every image that cannot be read, or if there is no class to choose from.
+        """
+        import pandas as pd
+
+        unseen = self._text([str(name) for name in extra_classes]) if extra_classes else None
+        names = [*self.head.labels, *((None, name) for name in extra_classes)]
+        if not names:
+            raise InputError(["nothing is learnt yet: give extra_classes"], "Nothing to predict")
+        features = self.encode(images)
+        chosen = self.predict_features(features, unseen)
+        scores = _scores(self.logits(features, unseen), chosen, len(self.head.labels), self.file.prediction.fusion)
+        rows = [(*names[j], score) for j, score in zip(chosen, scores, strict=True)]
+        return pd.DataFrame(rows, columns=["domain", "class", "score"])
+
+    def encode(self, images: Iterable[str | Path | bytes | Image.Image]) -> Floats:
+        """Raw features of images under the deterministic view, [N, d].
+
+        Raises:
+            InputError: naming every image that cannot be read.
+        """
+        pixels, problems = [], []
+        for i, image in enumerate(images):
+            try:
+                pixels.append(render(_open(image), "", TEST_VIEW, self.spec.preprocess))
+            except Exception as error:
+                problems.append(f"image {i} ({image if isinstance(image, (str, Path)) else type(image).__name__}): {error}")
+        if problems:
+            raise InputError(problems, "These images cannot be read")
+        size = self.spec.preprocess.size
+        return self.encoder.encode_pixels(np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8))
+
+    def _text(self, class_names: Sequence[str]) -> Floats:
+        prompts = [self.file.encoder["prompt"].replace("{}", name.replace("_", " ")) for name in class_names]
+        return self.encoder.encode_text(prompts)
+
+
+def _open(image: str | Path | bytes | Image.Image) -> Image.Image:
+    from lada_ray.domains.base import read_bytes
+
+    if isinstance(image, (str, Path)):
+        return decode(read_bytes(str(image)))
+    return decode(image) if isinstance(image, bytes) else image.convert("RGB")
+
+
+def _scores(logits: Floats, chosen: npt.NDArray[np.int64], seen: int, fusion: str) -> Floats:
+    """Softmax over the side of the gate that each row's prediction lies on (over all classes without a gate)."""
+    masked = logits.astype(np.float64)
+    if fusion == "gated":
+        is_seen = np.arange(logits.shape[1]) < seen
+        masked[is_seen[None, :] != (chosen < seen)[:, None]] = -np.inf
+    masked -= masked.max(axis=1, keepdims=True)
+    probability = np.exp(masked)
+    return (probability[np.arange(len(chosen)), chosen] / probability.sum(axis=1)).astype(np.float32)
+
+
+def _with_own_encoder(file: ModelFile, store: Store) -> ModelFile:
+    """A saved model carries its encoder's weights; they are found beside model.json, wherever that is now."""
+    pretrained = str(file.encoder["spec"]["pretrained"])
+    if not pretrained.startswith("./"):
+        return file
+    key = pretrained.removeprefix("./")
+    local = Path(store.uri) / key if "://" not in store.uri else _download(store, key)
+    return replace(file, encoder={**file.encoder, "spec": {**file.encoder["spec"], "pretrained": str(local)}})
+
+
+def _download(store: Store, key: str) -> Path:
+    """The weights of a model in an object store, on this machine's disk, once."""
+    import tempfile
+
+    name = hashlib.sha256(join(store.uri, key).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"lada_ray-{name}" / Path(key).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = io.BytesIO(store.read(key)).getvalue()
+    open_store(path.parent).write(path.name, data)
+    return path

@@ -1,0 +1,141 @@
+"""A task pack: everything a task leaves behind, immutable, named by its digest.
+
+    <model>/packs/<digest>/pack.json            what identifies it; the digest is this file's SHA-256
+    <model>/packs/<digest>/tensors.safetensors  its arrays; their SHA-256 stands in pack.json
+
+Like a commit, a pack names its parent, so a digest stands for the whole history that led to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_ray.errors import IntegrityError
+from lada_ray.store import Store
+
+FORMAT = 1
+PACKAGES = ("lada_ray", "torch", "numpy", "scikit-learn", "open_clip_torch", "pillow")
+
+
+class Label(NamedTuple):
+    """What an image can be taken for: a class of a domain. Two domains with one class name keep two labels."""
+
+    domain: str
+    name: str
+
+
+@dataclass(frozen=True)
+class TaskPack:
+    """A pack in memory; C classes, M mixture components.
+
+    tensors: text [C, d], memory [C, L, d], mask [C, L] uint8, means [M, d], variances [M], weights [M] and
+    labels [M] (the class of each component within the pack).
+    """
+
+    meta: Mapping[str, Any]
+    """The content of pack.json."""
+    tensors: Mapping[str, npt.NDArray[Any]]
+
+    @classmethod
+    def build(cls, identity: Mapping[str, Any], parent: str | None, tensors: Mapping[str, npt.NDArray[Any]]) -> TaskPack:
+        """Make a pack.
+
+        Args:
+            identity: `labels` as (domain, name) pairs in order, `config` (what of the configuration decided the
+                tensors) and `samples` (path, SHA-256) learnt from.
+            parent: digest of the pack before it.
+            tensors: see above.
+        """
+        meta = {
+            "format": FORMAT,
+            "parent": parent,
+            **identity,
+            "versions": code_versions(),
+            "tensors_sha256": hashlib.sha256(_tensor_bytes(tensors)).hexdigest(),
+        }
+        return cls(json.loads(_canonical(meta)), dict(tensors))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of pack.json, which holds the hash of the tensors and the parent's digest."""
+        return hashlib.sha256(_canonical(self.meta)).hexdigest()
+
+    @property
+    def parent(self) -> str | None:
+        """Digest of the pack learnt before; None for the first."""
+        return self.meta["parent"]
+
+    @property
+    def labels(self) -> list[Label]:
+        """The pack's labels, in the order of its rows."""
+        return [Label(*label) for label in self.meta["labels"]]
+
+    @property
+    def domain(self) -> str:
+        """The domain that was learnt."""
+        return self.labels[0].domain
+
+    @property
+    def bytes(self) -> int:
+        """Size of its tensors."""
+        return sum(array.nbytes for array in self.tensors.values())
+
+    def write(self, store: Store) -> None:
+        """Write it below `packs/` of a model's folder, once; pack.json comes last and makes it whole."""
+        store.create(f"packs/{self.digest}/tensors.safetensors", _tensor_bytes(self.tensors))
+        store.create(f"packs/{self.digest}/pack.json", _canonical(self.meta))
+
+    @classmethod
+    def read(cls, store: Store, digest: str) -> TaskPack:
+        """Read a pack and check every byte against its digest.
+
+        Raises:
+            IntegrityError: if it is missing, cut short or changed.
+        """
+        from safetensors.numpy import load
+
+        where = f"{store.uri}/packs/{digest}"
+        try:
+            meta_bytes = store.read(f"packs/{digest}/pack.json")
+            tensor_bytes = store.read(f"packs/{digest}/tensors.safetensors")
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{where} is incomplete: {error}; restore it from a copy of the model") from error
+        if hashlib.sha256(meta_bytes).hexdigest() != digest:
+            raise IntegrityError(f"{where}/pack.json was changed: its SHA-256 is not the digest it was committed under")
+        meta = json.loads(meta_bytes)
+        if meta["format"] != FORMAT:
+            raise IntegrityError(f"{where} has format {meta['format']}, this version reads {FORMAT}; upgrade lada_ray")
+        if hashlib.sha256(tensor_bytes).hexdigest() != meta["tensors_sha256"]:
+            raise IntegrityError(f"{where}/tensors.safetensors was changed or cut short; restore it from a copy")
+        return cls(meta, load(tensor_bytes))
+
+
+def code_versions() -> dict[str, str]:
+    """Versions of everything that decides a pack's numbers."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+
+
+def _canonical(meta: Mapping[str, Any]) -> bytes:
+    return json.dumps(meta, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,292 @@
+"""A run's folder: who owns it, what identifies it, and how learnt tasks are committed to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from lada_ray.config import StreamConfig
+from lada_ray.encoder import EncoderInfo, EncoderSpec
+from lada_ray.errors import Conflict, InputError
+from lada_ray.features.fill import Images
+from lada_ray.features.selection import Selection
+from lada_ray.fit.classes import MemoryInit, Mixtures
+from lada_ray.fit.task import Fitted, TaskPlan, extend
+from lada_ray.lease import Lease
+from lada_ray.method.learner import Learnt, Seen
+from lada_ray.model import MODEL, ModelFile, Prediction, cached_pack, commit, read_model_file
+from lada_ray.pack import TaskPack
+from lada_ray.store import Store, join, open_store
+
+Json = dict[str, Any]
+CHECKPOINT = "checkpoint/latest.pt"
+SHOWN = 20
+
+
+class Run:
+    """The run's folder, owned by this process as long as its lease holds.
+
+    Args:
+        store: `<storage>/<name>/`.
+        lease: held on it.
+    """
+
+    def __init__(self, store: Store, lease: Lease) -> None:
+        self.store, self.lease = store, lease
+        self.model_store = store.child("model")
+        self.id, self.epoch = uuid.uuid4().hex, 1
+        self._fence()
+
+    @classmethod
+    def acquire(cls, config: StreamConfig, fresh: bool, say: Callable[[str], None]) -> Run:
+        """Take the run's lease, waiting for a dead owner's to expire.
+
+        Args:
+            config: gives storage and name.
+            fresh: forget everything learnt under this name.
+            say: told who holds the lease, while waiting.
+
+        Raises:
+            LeaseHeld: a live process is writing this run.
+        """
+        store = open_store(join(config.storage, config.name))
+        lease = Lease.acquire(store, say)
+        if fresh:
+            # model.json first: without it the rest is rubble that no reader takes for a model.
+            keys = [entry.key for entry in store.list() if entry.key != "lease.json"]
+            for key in sorted(keys, key=lambda key: key != f"model/{MODEL}"):
+                store.delete(key)
+        return cls(store, lease)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lease.release()
+
+    def _fence(self) -> None:
+        """Raise the epoch, so that no process that owned the run before can commit any more."""
+        found = read_model_file(self.model_store)
+        if found:
+            model, version = found
+            self.id, self.epoch = model.run, model.epoch + 1
+            self.model_store.replace(MODEL, replace(model, epoch=self.epoch).to_bytes(), version)
+
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Digests of the committed packs, in order."""
+        found = read_model_file(self.model_store)
+        return found[0].packs if found else ()
+
+    def begin(self, config: StreamConfig, spec: EncoderSpec, info: EncoderInfo, expected: Sequence[Json]) -> None:
+        """Write model.json at the first start; at a later one make sure that the run is the same.
+
+        Args:
+            config: resolved configuration.
+            spec: the encoder.
+            info: its fingerprint and τ.
+            expected: identity of every task's pack, in order (`pack_identity`).
+
+        Raises:
+            InputError: naming everything that differs from what the run was started with.
+        """
+        identity = run_identity(config, info)
+        found = read_model_file(self.model_store)
+        if found is None:
+            m = config.method
+            encoder = {"spec": spec.to_json(), "fingerprint": info.fingerprint, "prompt": config.encoder.prompt}
+            prediction = Prediction(info.tau, m.alpha, m.beta, m.fusion)
+            file = ModelFile(encoder, prediction, identity=identity, run=self.id, epoch=self.epoch)
+            self.model_store.replace(MODEL, file.to_bytes(), None)
+        else:
+            problems = differences(found[0].identity, identity) or self._other_packs(found[0].packs, expected)
+            if problems:
+                heading = f"{self.store.uri} was started differently (use another --name, or --fresh to start over)"
+                raise InputError(problems, heading)
+        self.store.write("config.yaml", config.to_yaml().encode())
+
+    def _other_packs(self, packs: Sequence[str], expected: Sequence[Json]) -> list[str]:
+        problems = []
+        for i, digest in enumerate(packs):
+            meta = TaskPack.read(self.model_store, digest).meta
+            domain = meta["labels"][0][0]
+            now = expected[i]["labels"][0][0] if i < len(expected) else "no domain"
+            if domain != now:
+                problems.append(f"domains: task {i + 1} learnt {domain}, now it is {now}; new domains go to the end")
+            else:
+                problems += [f"domain {domain}: {line}" for line in _changed(meta, expected[i])]
+        return problems
+
+
+def run_identity(config: StreamConfig, info: EncoderInfo) -> Json:
+    """What may not change under one run name, besides the domains already learnt."""
+    return {
+        "encoder": info.feature_key,
+        "method": config.method.model_dump(mode="json"),
+        "seed": config.seed,
+        "shots": config.shots,
+        "views": config.views,
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each value that differs between two nested mappings."""
+    lines = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} in the run, {b} now")
+    return lines
+
+
+def pack_identity(
+    config: StreamConfig, info: EncoderInfo, selection: Selection, images: Images, template: str
+) -> Json:
+    """What decides the tensors of a domain's pack, besides its parent and the code's versions."""
+    domain = selection.domain
+    return {
+        "labels": [[domain.name, name] for name in domain.class_names],
+        "config": {
+            **run_identity(config, info),
+            "prompt": template,
+            "augment": domain.augment,
+            "epochs": domain.epochs or config.method.epochs,
+        },
+        "samples": [[s.path, images.hashes[s.uri]] for s in selection.train],
+    }
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    lines = differences(old["config"], new["config"])
+    if old["labels"] != new["labels"]:
+        lines.append(f"classes: {_listed(old['labels'], new['labels'])}")
+    if old["samples"] != new["samples"]:
+        lines.append(f"training images: {_listed(old['samples'], new['samples'])}")
+    return lines
+
+
+def _listed(old: list[list[str]], new: list[list[str]]) -> str:
+    gone = [row for row in old if row not in new]
+    came = [row for row in new if row not in old]
+    if not gone and not came:
+        return "their order changed"
+    return f"{len(gone)} are gone ({[r[-1][:40] for r in gone[:3]]}), {len(came)} are new ({[r[-1][:40] for r in came[:3]]})"
+
+
+@dataclass(frozen=True)
+class RunLedger:
+    """The `fit.task.Ledger` of a run: packs in its model folder, one training state beside it."""
+
+    uri: str
+    """Of the run's folder."""
+    epoch: int
+    identities: tuple[Json, ...]
+    """Of every task's pack, in order."""
+    width: int
+    watch: Callable[[str, int, int], None] | None = None
+    """Told (domain, step, steps) while a task is learnt."""
+
+    @property
+    def _run(self) -> Store:
+        return open_store(self.uri)
+
+    @property
+    def _model(self) -> Store:
+        return self._run.child("model")
+
+    def _packs(self) -> tuple[str, ...]:
+        found = read_model_file(self._model)
+        if found is None:
+            raise Conflict(f"{self.uri}/model/{MODEL} is gone: somebody removed or moved the run")
+        return found[0].packs
+
+    def learnt(self) -> int:
+        """See Ledger."""
+        return len(self._packs())
+
+    def seen(self) -> Seen:
+        """See Ledger."""
+        state = Seen.nothing(self.width)
+        for digest in self._packs():
+            t = cached_pack(self._model.uri, digest).tensors
+            mixtures = Mixtures(t["means"], t["variances"], t["weights"], t["labels"])
+            learnt, mask = Learnt(t["text"], t["memory"]), t["mask"].astype(np.bool_)
+            state = extend(state, learnt, MemoryInit(t["memory"], mask), mixtures)
+        return state
+
+    def commit(self, task: TaskPlan, fitted: Fitted) -> None:
+        """See Ledger. The task's side file is written first: whoever sees the pack finds it."""
+        identity, packs = self.identities[task.position], self._packs()
+        pack = TaskPack.build(identity, packs[-1] if packs else None, _tensors(fitted))
+        record = _record(task, fitted, pack)
+        self._run.write(f"tasks/{pack.digest}.json", _json(record))
+        commit(self._model, pack, identity["config"]["prompt"], self.epoch)
+
+    def save_checkpoint(self, data: bytes) -> None:
+        """See Ledger."""
+        self._run.write(CHECKPOINT, data)
+
+    def load_checkpoint(self) -> bytes | None:
+        """See Ledger."""
+        found = self._run.read_version(CHECKPOINT)
+        return found[0] if found else None
+
+    def progress(self, task: TaskPlan, step: int, steps: int) -> None:
+        """See Ledger."""
+        if self.watch is not None:
+            self.watch(task.domain, step, steps)
+
+
+def _tensors(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "text": fitted.learnt.text,
+        "memory": fitted.learnt.memory,
+        "mask": fitted.init.mask.astype(np.uint8),
+        **dataclasses.asdict(fitted.mixtures),
+    }
+
+
+def _record(task: TaskPlan, fitted: Fitted, pack: TaskPack) -> Json:
+    def iso(t: float) -> str:
+        return datetime.fromtimestamp(t, UTC).isoformat(timespec="seconds")
+
+    config = pack.meta["config"]
+    return {
+        "digest": pack.digest,
+        "parent": pack.parent,
+        "domain": task.domain,
+        "position": task.position,
+        "host": socket.gethostname(),
+        "started": iso(fitted.started),
+        "finished": iso(fitted.started + fitted.seconds),
+        "timings": {"fit": fitted.seconds},
+        "loss": fitted.losses,
+        "counts": {
+            "classes": len(pack.labels),
+            "train_images": len(task.shas),
+            "mixture_components": len(fitted.mixtures.weights),
+            "pack_bytes": pack.bytes,
+        },
+        "params": _flat(config),
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Json:
+    flat: Json = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, indent=1, ensure_ascii=False).encode()

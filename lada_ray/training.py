@@ -1,0 +1,91 @@
+"""Running Ray Train beside the driver: in the background, watched, its errors told as what they are."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from lada_ray.errors import LadaError
+from lada_ray.fit.task import FitPlan, Ledger, TrainResources, fit_tasks
+
+
+class Background:
+    """A Ray Train run over all remaining tasks, in a thread of its own.
+
+    The thread is a daemon: when the driver ends, for whatever reason, it does not wait for the training.
+
+    Args:
+        plan, ledger, resources, storage, name: as for `fit_tasks`.
+    """
+
+    def __init__(
+        self, plan: FitPlan, ledger: Ledger, resources: TrainResources, storage: str, name: str
+    ) -> None:
+        self._error: BaseException | None = None
+        arguments = (plan, ledger, resources, storage, name)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="train", daemon=True)
+        self._thread.start()
+
+    def _run(self, *arguments: Any) -> None:
+        try:
+            fit_tasks(*arguments)
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            LadaError: what went wrong in a worker.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise_cause(self._error)
+
+
+def raise_cause(error: BaseException) -> None:
+    """Raise the error of ours that a worker's failure came from, else the failure itself in a sentence."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for cause in [error, *failures, *(getattr(f, "_base_exc", None) for f in failures)]:
+        if isinstance(cause, LadaError):
+            raise cause
+    raise LadaError(f"training failed: {error}") from error
+
+
+class Watch:
+    """Where training workers say how far they are; a tiny actor, so that nobody waits for anybody."""
+
+    def __init__(self) -> None:
+        self.state: tuple[str, int, int] | None = None
+
+    def update(self, domain: str, step: int, steps: int) -> None:
+        """Called by the chief worker now and then."""
+        self.state = (domain, step, steps)
+
+    def read(self) -> tuple[str, int, int] | None:
+        """(domain, steps done, steps to do), or None before the first."""
+        return self.state
+
+
+class Watcher:
+    """The driver's side of a `Watch`, and the callable that workers report to; picklable."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=0)(Watch).remote()
+
+    def __call__(self, domain: str, step: int, steps: int) -> None:
+        """Report progress, without waiting."""
+        self._actor.update.remote(domain, step, steps)
+
+    def read(self) -> tuple[str, int, int] | None:
+        """The newest report."""
+        import ray
+
+        return ray.get(self._actor.read.remote())

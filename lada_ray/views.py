@@ -1,0 +1,145 @@
+"""The views of an image that are encoded, as uint8 pixels.
+
+A view is named by a string: "test" is the deterministic one; "crop_flip/3" the third of an augmentation policy. Its
+randomness comes from (SHA-256 of the image, name) alone, never from a run's seed: all runs share their views.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+TEST_VIEW = "test"
+CROP_SCALE = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+MAX_PIXELS = 100_000_000
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class BadImage(Exception):
+    """These bytes are not a usable image; the message is the reason shown to the user."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an encoder wants its pixels: open_clip's `preprocess_cfg`, without the augmentation."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+
+    @property
+    def resample(self) -> Image.Resampling:
+        """PIL's name of the interpolation."""
+        return Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
+
+
+def training_views(augment: str, views: int) -> list[str]:
+    """Names of the views that training draws from: the policy's first `views`, or the deterministic one alone.
+
+    Policy "none" has no randomness (Resize and CenterCrop only), so its views are all the deterministic one.
+    """
+    if augment == "none" or views == 0:
+        return [TEST_VIEW]
+    return [f"{augment}/{i}" for i in range(views)]
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image in these bytes, in RGB.
+
+    Raises:
+        BadImage: if they are empty, not an image, truncated or larger than `MAX_PIXELS`.
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadImage(f"too large: {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")
+        return image.convert("RGB")
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"too large: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("not an image that Pillow can read") from error
+    # Decoders raise whatever their format's parser stumbles over: any failure costs this image, not the run.
+    except Exception as error:
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def render(image: Image.Image, sha256: str, view: str, preprocess: Preprocess) -> Pixels:
+    """One view of an RGB image as uint8 pixels, [size, size, 3].
+
+    Args:
+        image: decoded image.
+        sha256: hex digest of the image's bytes, the source of the view's randomness.
+        view: name of the view.
+        preprocess: target size, interpolation and resize mode.
+    """
+    if view == TEST_VIEW:
+        return np.asarray(_test_view(image, preprocess))
+    policy, _, index = view.partition("/")
+    if policy != "crop_flip" or not index.isdigit():
+        raise ValueError(f"unknown view {view!r}; known are '{TEST_VIEW}' and 'crop_flip/<index>'")
+    seed = hashlib.sha256(f"{sha256}/{view}".encode()).digest()
+    rng = np.random.Generator(np.random.Philox(int.from_bytes(seed[:16], "big")))
+    return np.asarray(_crop_flip(image, rng, preprocess))
+
+
+def _test_view(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """open_clip's evaluation transform on PIL: resize, then centre crop (or squash, or pad)."""
+    size = preprocess.size
+    if preprocess.resize_mode == "squash":
+        return image.resize((size, size), preprocess.resample)
+    width, height = image.size
+    side = min(width, height) if preprocess.resize_mode == "shortest" else max(width, height)
+    # torchvision's Resize and CenterCrop, rounding included.
+    scaled = (_scaled(width, side, size, preprocess), _scaled(height, side, size, preprocess))
+    if scaled != image.size:
+        image = image.resize(scaled, preprocess.resample)
+    left, top = (round((extent - size) / 2.0) for extent in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _scaled(extent: int, side: int, size: int, preprocess: Preprocess) -> int:
+    if preprocess.resize_mode == "longest":
+        return max(1, round(extent * size / side))
+    return int(size * extent / side)
+
+
+def _crop_flip(image: Image.Image, rng: np.random.Generator, preprocess: Preprocess) -> Image.Image:
+    """RandomResizedCrop with torchvision's default scale and ratio, then a horizontal flip half of the time."""
+    left, top, width, height = _random_box(*image.size, rng)
+    view = image.crop((left, top, left + width, top + height))
+    view = view.resize((preprocess.size, preprocess.size), preprocess.resample)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
+
+
+def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop.get_params: (left, top, width, height)."""
+    for _ in range(CROP_TRIES):
+        area = width * height * rng.uniform(*CROP_SCALE)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return int(left), int(top), w, h
+    w, h = width, height
+    if width / height < CROP_RATIO[0]:
+        h = round(width / CROP_RATIO[0])
+    elif width / height > CROP_RATIO[1]:
+        w = round(height * CROP_RATIO[1])
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -1,0 +1,589 @@
+"""MLflow as a projection of the run folder: against real SQLite stores and a real server on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from lada_ray import tracking
+from lada_ray.errors import ConfigError, InputError, LeaseHeld
+from lada_ray.lease import Lease
+from lada_ray.store import open_store
+from lada_ray.tracking import BackgroundTracker, Tracker, log_run, resolve_uri
+
+DOMAINS = ("digits", "road-signs", "shapes")
+LOG_RUN = Path(__file__).resolve().parents[1] / "jobs" / "log_run.py"
+
+
+class RunFolder:
+    """A made-up run folder that grows as a stream would grow it."""
+
+    def __init__(self, root: Path, domains: tuple[str, ...] = DOMAINS) -> None:
+        self.store = open_store(root)
+        self.domains = domains
+        self.digests: list[str] = []
+        self.write("config.yaml", f"name: demo\nstorage: {root.parent}\ndomains:\n" + self._domain_lines())
+        self._row("zero_shot", "zero-shot", 4)
+
+    def _domain_lines(self) -> str:
+        return "".join(f"  - name: {domain}\n" for domain in self.domains)
+
+    def write(self, key: str, content: Any) -> None:
+        """Write text or JSON."""
+        text = content if isinstance(content, str) else json.dumps(content)
+        self.store.write(key, text.encode())
+
+    def _row(self, digest: str, learnt: str, correct: int, width: str = "s1") -> None:
+        row = {
+            "correct": {d: [correct, 5] for d in self.domains},
+            "total": {d: [10, 10] for d in self.domains},
+        }
+        self.write(f"rows/{digest}-{width}.json", {"learnt": learnt, **row})
+
+    def learn(self, position: int) -> None:
+        """Commit one task."""
+        digest = f"{position:02d}{'ab' * 31}"
+        self.write(f"model/packs/{digest}/pack.json", {"domain": self.domains[position]})
+        self.write(f"model/packs/{digest}/tensors.safetensors", "tensors" * 100)
+        self.digests.append(digest)
+        self.write("model/model.json", {"epoch": 1, "packs": self.digests})
+        record = {
+            "digest": digest,
+            "domain": self.domains[position],
+            "position": position,
+            "started": f"2026-11-20T10:0{position}:00+00:00",
+            "finished": f"2026-11-20T10:0{position}:30+00:00",
+            "timings": {"fit": 7.5, "k-means": 1.5},
+            "loss": [2.0, 1.0, 0.5],
+            "counts": {"classes": 2, "train_images": 32},
+            "params": {"epochs": 3, "method.beta": 1.0},
+        }
+        self.write(f"tasks/{digest}.json", record)
+        self._row(digest, self.domains[position], 5 + position)
+
+    def append(self, domain: str) -> None:
+        """Add a domain: the configuration and all rows get wider."""
+        self.domains = (*self.domains, domain)
+        self.write("config.yaml", self.store.read("config.yaml").decode() + f"  - name: {domain}\n")
+        self._row("zero_shot", "zero-shot", 4, "s2")
+        for position, digest in enumerate(self.digests):
+            self._row(digest, self.domains[position], 5 + position, "s2")
+
+    def finish(self) -> None:
+        """Write the results."""
+        lines = [",".join(["learnt", *self.domains])]
+        lines += [",".join([domain, *["50.0"] * len(self.domains)]) for domain in self.domains]
+        self.write("accuracy_matrix.csv", "\n".join(lines) + "\n")
+        zero_shot = dict.fromkeys(self.domains, 45.0)
+        means = {"transfer": 44.0, "average": 50.0, "last": 60.0, "forgetting": None, "images_encoded": 96}
+        self.write("metrics.json", {**means, "zero_shot": 45.0, "zero_shot_per_domain": zero_shot})
+        self.write("report.html", "<!DOCTYPE html>")
+
+    def tracker(self, uri: str, said: list[str] | None = None, **options: Any) -> Tracker:
+        """Make a tracker of this folder."""
+        say = said.append if said is not None else pytest.fail
+        return Tracker(self.store, uri, "lada", "demo", {"method.beta": 1.0, "seed": 0}, say, **options)
+
+
+class Found:
+    """What an MLflow holds of an experiment."""
+
+    def __init__(self, uri: str, experiment: str = "lada") -> None:
+        self.client = MlflowClient(uri)
+        found = self.client.get_experiment_by_name(experiment)
+        assert found is not None
+        runs = list(self.client.search_runs([found.experiment_id], max_results=1000))
+        self.parents = [run for run in runs if run.data.tags.get("lada_ray.role") == "stream"]
+        nested = [run for run in runs if run.data.tags.get("lada_ray.role") == "task"]
+        self.tasks = sorted(nested, key=lambda run: (run.info.run_name, run.info.start_time))
+
+    @property
+    def parent(self) -> Run:
+        """The only parent run."""
+        assert len(self.parents) == 1
+        return self.parents[0]
+
+    def statuses(self) -> list[str]:
+        """Statuses of the nested runs, in order of tasks."""
+        return [run.info.status for run in self.tasks]
+
+    def files(self, run: Run, folder: str | None = None) -> set[str]:
+        """Paths of all artifacts of a run."""
+        infos = self.client.list_artifacts(run.info.run_id, folder)
+        below = set().union(*(self.files(run, info.path) for info in infos if info.is_dir))
+        return {info.path for info in infos if not info.is_dir} | below
+
+    def history(self, run: Run, key: str) -> list[tuple[int, float]]:
+        """All (step, value) of a metric."""
+        return [(m.step, round(m.value, 6)) for m in self.client.get_metric_history(run.info.run_id, key)]
+
+    def everything(self) -> dict[str, Any]:
+        """All metric points and statuses, to see that nothing was logged twice."""
+        return {
+            run.info.run_id: (
+                run.info.status,
+                {k: self.history(run, k) for k in run.data.metrics},
+                run.data.params,
+            )
+            for run in [*self.parents, *self.tasks]
+        }
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised SQLite store, copied by tests that need one quickly."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with tracking.quiet_client():
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_database: Path) -> str:
+    """SQLite beside the run folder, as by default."""
+    (tmp_path / "storage").mkdir(exist_ok=True)
+    shutil.copy(empty_database, tmp_path / "storage" / "mlflow.db")
+    return resolve_uri(f"sqlite:///{tmp_path}/storage/mlflow.db", str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run folder in which nothing is learnt yet."""
+    return RunFolder(tmp_path / "storage" / "demo")
+
+
+def learn_all(folder: RunFolder, tracker: Tracker | BackgroundTracker) -> None:
+    """Do what the stream does."""
+    tracker.open()
+    for position, domain in enumerate(folder.domains):
+        tracker.start_task(domain, position)
+        folder.learn(position)
+        tracker.sync()
+    folder.finish()
+
+
+def test_a_stream_becomes_one_parent_and_a_nested_run_per_task(folder: RunFolder, uri: str) -> None:
+    tracker = folder.tracker(uri)
+    learn_all(folder, tracker)
+    assert tracker.finish()
+    found = Found(uri)
+    assert found.parent.info.status == "FINISHED"
+    assert found.parent.info.run_name == "demo"
+    assert found.parent.data.params == {"method.beta": "1.0", "seed": "0"}
+    metrics = found.parent.data.metrics
+    assert (metrics["last"], metrics["zero_shot"], metrics["images_encoded"]) == (60.0, 45.0, 96.0)
+    assert "forgetting" not in metrics
+    assert found.history(found.parent, "accuracy/digits") == [(0, 45.0), (1, 50.0), (2, 55.0), (3, 60.0)]
+    assert found.history(found.parent, "unseen_accuracy") == [(1, 50.0), (2, 55.0)]
+    packs = {
+        f"model/packs/{d}/{name}" for d in folder.digests for name in ("pack.json", "tensors.safetensors")
+    }
+    small = {"config.yaml", "metrics.json", "accuracy_matrix.csv", "report.html", "accuracy_matrix.png"}
+    assert found.files(found.parent) == packs | small | {"model/model.json"}
+    assert found.statuses() == ["FINISHED"] * 3
+    task = found.tasks[1]
+    assert task.info.run_name == "02 road-signs"
+    assert task.data.tags["mlflow.parentRunId"] == found.parent.info.run_id
+    assert task.data.tags["lada_ray.pack"] == folder.digests[1]
+    assert task.data.params == {"domain": "road-signs", "position": "2", "epochs": "3", "method.beta": "1.0"}
+    assert found.history(task, "loss") == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert {
+        "time/fit": 7.5,
+        "count/classes": 2.0,
+        "accuracy/shapes": 55.0,
+    }.items() <= task.data.metrics.items()
+    assert found.files(task) == {"pack/pack.json", "pack/tensors.safetensors"}
+    assert 0 < tracker.seconds < 30
+
+
+def test_artifacts_lie_beside_the_database(folder: RunFolder, uri: str, tmp_path: Path) -> None:
+    folder.tracker(uri).finish()
+    run_id = Found(uri).parent.info.run_id
+    assert (tmp_path / "storage" / "mlartifacts" / run_id / "artifacts" / "config.yaml").is_file()
+
+
+def test_while_a_task_is_learnt_its_run_is_running(folder: RunFolder, uri: str) -> None:
+    tracker = folder.tracker(uri)
+    tracker.open()
+    tracker.start_task("digits", 0)
+    found = Found(uri)
+    assert (found.parent.info.status, found.statuses()) == ("RUNNING", ["RUNNING"])
+
+
+def test_logging_again_logs_nothing_twice(folder: RunFolder, uri: str) -> None:
+    tracker = folder.tracker(uri)
+    learn_all(folder, tracker)
+    tracker.sync()
+    tracker.finish()
+    before = Found(uri).everything()
+    again = folder.tracker(uri)
+    again.open()
+    again.sync()
+    assert again.finish()
+    assert Found(uri).everything() == before
+    assert len(before) == 4
+
+
+def test_a_killed_run_is_closed_and_continued_in_the_same_parent(folder: RunFolder, uri: str) -> None:
+    killed = folder.tracker(uri)
+    killed.open()
+    killed.start_task("digits", 0)
+    folder.learn(0)
+    killed.sync()
+    killed.start_task("road-signs", 1)  # and here its process dies
+    parent = killed.run_id
+    other = MlflowClient(uri)
+    experiment = other.get_experiment_by_name("lada")
+    assert experiment is not None
+    alive = other.create_run(
+        experiment.experiment_id, tags={"lada_ray.run": "another", "lada_ray.role": "task"}
+    )
+
+    folder.learn(1)
+    resumed = folder.tracker(uri)
+    resumed.open()
+    found = Found(uri)
+    assert found.parent.info.run_id == parent
+    assert found.parent.info.status == "RUNNING"
+    assert found.parent.data.tags["lada_ray.killed"] == "1"
+    assert other.get_run(alive.info.run_id).info.status == "RUNNING"
+    resumed.sync()
+    resumed.finish("FAILED")
+    found = Found(uri)
+    assert found.parent.info.status == "FAILED"
+    mine = [run for run in found.tasks if run.info.run_id != alive.info.run_id]
+    assert sorted((run.info.run_name, run.info.status) for run in mine) == [
+        ("01 digits", "FINISHED"),
+        ("02 road-signs", "FINISHED"),
+        ("02 road-signs", "KILLED"),
+    ]
+    assert other.get_run(alive.info.run_id).info.status == "RUNNING"
+
+
+def test_a_kill_between_logging_and_closing_is_repaired(folder: RunFolder, uri: str) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tracker = folder.tracker(uri, upload=cut_off)
+    tracker.open()
+    folder.learn(0)
+    with pytest.raises(KeyboardInterrupt):  # the pack's upload is cut off: metrics are there, the run is open
+        tracker.sync()
+    assert folder.tracker(uri).finish("KILLED")
+    found = Found(uri)
+    assert found.statuses() == ["FINISHED"]
+    assert found.history(found.tasks[0], "loss") == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert found.history(found.parent, "mean_accuracy") == [(0, 45.0), (1, 50.0)]
+
+
+def test_appended_domains_add_new_rows_to_the_same_runs(folder: RunFolder, uri: str) -> None:
+    tracker = folder.tracker(uri)
+    learn_all(folder, tracker)
+    tracker.finish()
+    folder.append("textures")
+    longer = folder.tracker(uri)
+    longer.open()
+    longer.start_task("textures", 3)
+    folder.learn(3)
+    longer.sync()
+    folder.finish()
+    assert longer.finish()
+    found = Found(uri)
+    assert found.statuses() == ["FINISHED"] * 4
+    assert found.history(found.tasks[0], "mean_accuracy") == [(3, 50.0), (4, 50.0)]
+    assert found.history(found.tasks[0], "loss") == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    points = [(0, 45.0), (1, 50.0), (2, 55.0), (3, 60.0), (4, 65.0)]
+    assert found.history(found.parent, "accuracy/textures") == points
+    assert {(0, 45.0), (4, 65.0)} <= set(found.history(found.parent, "accuracy/digits"))
+    assert f"model/packs/{folder.digests[3]}/pack.json" in found.files(found.parent)
+
+
+def test_figures_that_are_measured_later_are_added(folder: RunFolder, uri: str) -> None:
+    folder.learn(0)
+    tracker = folder.tracker(uri)
+    tracker.sync()
+    key = f"tasks/{folder.digests[0]}.json"
+    record = json.loads(folder.store.read(key))
+    folder.write(key, record | {"timings": {"fit": 7.5, "evaluate": 0.25}})
+    tracker.sync()
+    found = Found(uri)
+    assert found.history(found.tasks[0], "time/evaluate") == [(0, 0.25)]
+    assert found.history(found.tasks[0], "time/fit") == [(0, 7.5)]
+    assert found.history(found.parent, "mean_accuracy") == [(0, 45.0), (1, 50.0)]
+
+
+def test_changed_params_are_left_as_they_were(folder: RunFolder, uri: str) -> None:
+    folder.tracker(uri).finish("KILLED")
+    changed = Tracker(folder.store, uri, "lada", "demo", {"seed": 1, "new": "x"}, pytest.fail)
+    assert changed.finish("KILLED")
+    assert Found(uri).parent.data.params == {"method.beta": "1.0", "seed": "0", "new": "x"}
+
+
+def test_packs_that_are_not_in_the_model_are_not_logged(folder: RunFolder, uri: str) -> None:
+    folder.learn(0)
+    folder.learn(1)
+    folder.write("model/model.json", {"packs": [{"digest": folder.digests[0]}]})  # rolled back
+    folder.finish()
+    assert folder.tracker(uri).finish()
+    found = Found(uri)
+    assert [run.info.run_name for run in found.tasks] == ["01 digits"]
+    assert not any(folder.digests[1] in path for path in found.files(found.parent))
+
+
+def test_background_tracker_logs_the_same(folder: RunFolder, uri: str) -> None:
+    tracker = BackgroundTracker(folder.tracker(uri))
+    learn_all(folder, tracker)  # far quicker than MLflow, so calls come late
+    assert tracker.finish()
+    assert Found(uri).statuses() == ["FINISHED"] * 3
+
+
+def test_two_first_starts_at_once_share_one_fresh_database(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from lada_ray.store import open_store
+from lada_ray.tracking import Tracker
+sys.exit(0 if Tracker(open_store(sys.argv[1]), sys.argv[2], "lada", "x").finish("KILLED") else 1)
+"""
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    root = str(LOG_RUN.parents[1])
+    starts = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / f"run{i}"), uri, root])
+        for i in range(2)
+    ]
+    assert [start.wait(60) for start in starts] == [0, 0]
+    assert len(Found(uri).parents) == 2
+
+
+# Where MLflow is
+
+
+def test_uri_comes_from_configuration_environment_or_local_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(None, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri("sqlite:///here.db", str(tmp_path)) == f"sqlite:///{tmp_path}/here.db"
+    assert resolve_uri("http://one:5000", "s3://bucket/runs") == "http://one:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://two:5000")
+    assert resolve_uri(None, "s3://bucket/runs") == "http://two:5000"
+    assert resolve_uri("http://one:5000", str(tmp_path)) == "http://one:5000"
+
+
+def test_storage_that_machines_share_needs_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match=r"object storage.*tracking\.uri"):
+        resolve_uri(None, "s3://bucket/runs")
+    with pytest.raises(ConfigError, match="no longer logs to folders"):
+        resolve_uri("./mlruns", str(tmp_path))
+    monkeypatch.setattr(tracking, "network_file_system", lambda path: "nfs4")
+    with pytest.raises(ConfigError, match=r"network file system \(nfs4\)"):
+        resolve_uri(None, str(tmp_path))
+    with pytest.raises(ConfigError, match="SQLite loses data"):
+        resolve_uri(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path))
+
+
+def test_network_file_systems_are_known_by_their_mounts(tmp_path: Path) -> None:
+    mounts = (
+        f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\ntmpfs {tmp_path}/local tmpfs rw 0 0\n"
+    )
+    assert tracking.network_file_system(f"{tmp_path}/runs", mounts) == "nfs4"
+    assert tracking.network_file_system(f"{tmp_path}/local/runs", mounts) is None
+    assert tracking.network_file_system(f"{tmp_path}-2/runs", mounts) is None
+
+
+def test_passwords_are_not_shown() -> None:
+    assert tracking.hide_password("http://me:secret@host:5000/x") == "http://me:***@host:5000/x"
+    assert (
+        tracking.how_to_open("sqlite:////a/mlflow.db")
+        == "mlflow ui --backend-store-uri sqlite:////a/mlflow.db"
+    )
+
+
+def test_metric_names_are_ones_that_mlflow_takes() -> None:
+    assert tracking.metric_name("accuracy", "a/b%c") == "accuracy/a_b_c"
+    assert tracking.metric_name("accuracy", "..") == "accuracy/__"
+
+
+def test_upload_function_travels() -> None:
+    assert pickle.loads(pickle.dumps(tracking.upload_artifacts)) is tracking.upload_artifacts
+
+
+def test_the_users_own_settings_and_log_levels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    with tracking.quiet_client():
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
+
+
+# A server that comes and goes
+
+
+class Server:
+    """A real MLflow server on loopback that can be killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.root}/server.db", "--workers", "1"]
+        command += ["--artifacts-destination", f"file://{self.root}/artifacts"]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes fewer
+        with (self.root / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+            except OSError:
+                assert self.process.poll() is None, (self.root / "server.log").read_text()
+                time.sleep(0.2)
+            else:
+                return
+        pytest.fail("the MLflow server did not start")
+
+    def stop(self) -> None:
+        """Kill it and its workers."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    """One server for this file; a test that kills it starts it again."""
+    root = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_database, root / "server.db")
+    one = Server(root)
+    one.start()
+    yield one
+    one.stop()
+
+
+def test_server_gets_everything_and_an_outage_costs_only_a_warning(folder: RunFolder, server: Server) -> None:
+    said: list[str] = []
+    tracker = folder.tracker(server.uri, said)
+    tracker.open()
+    tracker.start_task("digits", 0)
+    folder.learn(0)
+    assert tracker.sync()
+    server.stop()
+    started = time.monotonic()
+    assert not tracker.start_task("road-signs", 1)
+    outage = time.monotonic() - started
+    folder.learn(1)
+    folder.learn(2)
+    folder.finish()
+    started = time.monotonic()
+    assert not tracker.sync()
+    assert time.monotonic() - started < 0.05
+    assert outage < 15
+    assert len(said) == 1
+    assert "the run goes on without" in said[0]
+    assert "refused" in said[0].splitlines()[0]
+    assert f"jobs/log_run.py {folder.store.uri}" in said[0]
+    assert not tracker.finish()
+    assert len(said) == 2
+
+    server.start()
+    told: list[str] = []
+    assert log_run(folder.store.uri, server.uri, "lada", told.append)
+    assert server.uri in told[-1]
+    found = Found(server.uri)
+    assert found.parent.info.status == "FINISHED"
+    assert found.parent.data.tags["lada_ray.killed"] == "1"
+    assert found.statuses() == ["FINISHED"] * 3
+    assert found.parent.data.metrics["last"] == 60.0
+    assert found.history(found.parent, "mean_accuracy") == [(0, 45.0), (1, 50.0), (2, 55.0), (3, 60.0)]
+    assert "pack/tensors.safetensors" in found.files(found.tasks[2])
+    before = found.everything()
+    assert log_run(folder.store.uri, server.uri, "lada", told.append)
+    assert Found(server.uri).everything() == before
+
+
+def test_the_last_call_tries_again_after_an_outage(folder: RunFolder, server: Server, uri: str) -> None:
+    said: list[str] = []
+    tracker = folder.tracker("http://127.0.0.1:9", said)
+    assert not tracker.open()
+    folder.learn(0)
+    folder.finish()
+    tracker._uri = uri  # as if the server had come back
+    assert tracker.finish()
+    assert len(said) == 2
+    assert "everything is logged" in said[1]
+    assert Found(uri).statuses() == ["FINISHED"]
+
+
+# jobs/log_run.py
+
+
+@pytest.fixture
+def job() -> Callable[[list[str]], int]:
+    """The job's main function."""
+    spec = importlib.util.spec_from_file_location("log_run", LOG_RUN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main: Callable[[list[str]], int] = module.main
+    return main
+
+
+def test_job_logs_a_run_that_was_never_logged(
+    folder: RunFolder, uri: str, job: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder.learn(0)
+    folder.learn(1)
+    assert job([folder.store.uri]) == 0
+    found = Found(uri, "lada_ray")
+    assert found.parent.info.status == "KILLED"  # a third domain is still to be learnt
+    assert found.statuses() == ["FINISHED"] * 2
+    assert found.parent.data.params == {"name": "demo", "domains": "digits, road-signs, shapes"}
+    folder.learn(2)
+    folder.finish()
+    assert job([folder.store.uri]) == 0
+    assert Found(uri, "lada_ray").parent.info.status == "FINISHED"
+    assert len(Found(uri, "lada_ray").tasks) == 3
+
+
+def test_job_refuses_what_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        log_run(str(tmp_path))
+
+
+def test_job_leaves_a_live_run_alone(folder: RunFolder, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*_: Any, **__: Any) -> Lease:
+        raise LeaseHeld("held by somebody else")
+
+    monkeypatch.setattr(Lease, "acquire", held)
+    with pytest.raises(LeaseHeld):
+        log_run(folder.store.uri, uri)
