@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lada_ray.config import ResourceConfig
@@ -28,16 +33,37 @@ def join_cluster() -> None:
     """Connect to the cluster that RAY_ADDRESS (or `ray job submit`, or `ray start` here) names, else start one here."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, configure_logging=True)
+    if ray.is_initialized():
+        return
+    with _held_back_stderr():
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Ray's C++ core greets on file descriptor 2, whatever the log level; shown only if joining fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def settle_resources(config: ResourceConfig) -> Resources:
     """Fill in what the configuration leaves open from what the cluster has now.
 
     With GPUs: an encoder per GPU, training on one. Without: an encoder per node that reserves half of the node's
-    cores, so that reading and decoding always find free ones. A cluster that adds its GPUs on demand has none at the
-    start: state `gpus_per_encoder` there.
+    cores. Either way half of all cores at most, so that reading and decoding always find free ones: without, encoders
+    would wait for images and images for cores. A cluster that adds its GPUs on demand has none at the start: state
+    `gpus_per_encoder` there.
     """
     import ray
 
@@ -46,12 +72,15 @@ def settle_resources(config: ResourceConfig) -> Resources:
     cores = min((n["CPU"] for n in nodes), default=1)
     per_encoder = config.gpus_per_encoder if config.gpus_per_encoder is not None else float(gpus > 0)
     on_gpu = per_encoder > 0
-    half = 1.0 if on_gpu else float(max(1, cores // 2))
+    half = 1.0 if on_gpu else float(cores // 2 or 0.5)
     pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes))
+    encoders = config.encoders or pool
+    share = sum(n["CPU"] for n in nodes) / 2 / encoders if nodes else half
+    share = int(share) or share  # Ray takes no fractions above 1
     train_gpus = config.gpus_per_train_worker
     return Resources(
-        encoders=config.encoders or pool,
-        cpus_per_encoder=config.cpus_per_encoder or half,
+        encoders=encoders,
+        cpus_per_encoder=config.cpus_per_encoder or min(half, share),
         gpus_per_encoder=per_encoder,
         train_workers=config.train_workers,
         cpus_per_train_worker=config.cpus_per_train_worker or half,

@@ -496,20 +496,30 @@ def in_submitted_job(environ: Mapping[str, str] | None = None, folder: str | Non
 
 
 def tracking_uri(config: StreamConfig, environ: Mapping[str, str], mounts: str | None = None) -> str:
-    """Find where MLflow records a run: tracking.uri, MLFLOW_TRACKING_URI, or a database in a local storage.
+    """Find where MLflow records a run; see `mlflow_uri`."""
+    return mlflow_uri(config.tracking.uri, config.storage, environ, mounts)
+
+
+def mlflow_uri(
+    configured: str | None, storage: str, environ: Mapping[str, str], mounts: str | None = None
+) -> str:
+    """Find where MLflow records: the configured URI, MLFLOW_TRACKING_URI, or a database in a local storage.
 
     Args:
-        config: the run.
+        configured: `tracking.uri` of the configuration.
+        storage: the storage root.
         environ: environment variables.
         mounts: table of mounted file systems, in the form of /proc/mounts (None: this machine's).
 
     Raises:
-        ConfigError: the storage is remote or shared, and no server is named.
+        ConfigError: the storage is remote or shared and no server is named, or the URI is a folder.
     """
-    uri = config.tracking.uri or environ.get("MLFLOW_TRACKING_URI")
+    uri = configured or environ.get("MLFLOW_TRACKING_URI")
+    if uri and (uri.startswith("file:") or ("://" not in uri and uri != "databricks")):
+        raise ConfigError([f"{uri} is a folder, and MLflow no longer logs to folders. {_SERVER}"], _NOWHERE)
     if uri and not uri.startswith("sqlite:///"):
         return uri
-    database = uri.removeprefix("sqlite:///") if uri else f"{config.storage}/mlflow.db"
+    database = uri.removeprefix("sqlite:///") if uri else f"{storage}/mlflow.db"
     if is_relative(database) and in_submitted_job(environ):
         problem = f"{uri} lies in this job's working folder, which is deleted with the Ray session"
         raise ConfigError([f"{problem}. {_SERVER}"], _NOWHERE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -77,7 +76,7 @@ class ModelFile:
                 raise IntegrityError(f"{where} was written by another version of lada_ray; this one reads format {FORMAT}")
             prediction = Prediction(**values.pop("prediction"))
             return cls(prediction=prediction, packs=tuple(values.pop("packs")), **values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{where} is damaged: {error}") from error
 
 
@@ -105,9 +104,8 @@ def commit(store: Store, pack: TaskPack, prompt: str, epoch: int) -> None:
     if found is None:
         raise Conflict(f"{store.uri}/{MODEL} is gone: somebody removed or moved the run")
     model, version = found
-    if model.epoch != epoch:
-        raise LostLease(f"{store.uri} was taken over by another process (epoch {model.epoch}, this one has {epoch})")
-    if model.packs and model.packs[-1] == pack.digest:
+    check_epoch(model, epoch, store)
+    if pack.digest in model.packs:
         return
     if (model.packs[-1] if model.packs else None) != pack.parent:
         raise Conflict(f"{store.uri}: the newest pack is not the parent of {pack.digest[:12]}")
@@ -118,8 +116,20 @@ def commit(store: Store, pack: TaskPack, prompt: str, epoch: int) -> None:
     except Conflict:
         # An object store may have taken the write although its answer was lost.
         newest = read_model_file(store)
-        if newest is None or newest[0].epoch != epoch or newest[0].packs != new.packs:
+        if newest is not None:
+            check_epoch(newest[0], epoch, store)
+        if newest is None or newest[0].packs != new.packs:
             raise
+
+
+def check_epoch(model: ModelFile, epoch: int, store: Store) -> None:
+    """Make sure that a writer with this epoch still owns the model in this store.
+
+    Raises:
+        LostLease: another process has taken it over.
+    """
+    if model.epoch != epoch:
+        raise LostLease(f"{store.uri} was taken over by another process (epoch {model.epoch}, this one has {epoch})")
 
 
 @lru_cache(maxsize=256)
@@ -378,6 +388,5 @@ def _download(store: Store, key: str) -> Path:
     name = hashlib.sha256(join(store.uri, key).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"lada_ray-{name}" / Path(key).name
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO(store.read(key)).getvalue()
-    open_store(path.parent).write(path.name, data)
+    open_store(path.parent).write(path.name, store.read(key))
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from lada_ray.cluster import Resources, join_cluster, settle_resources
 from lada_ray.config import StreamConfig
@@ -11,6 +11,7 @@ from lada_ray.console import Console
 from lada_ray.domains.base import Domain
 from lada_ray.domains.check import load_domains, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
+from lada_ray.errors import InputError
 from lada_ray.evaluate import Evaluation, TestSet
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.extract import Extraction, Pool
@@ -22,7 +23,7 @@ from lada_ray.fit.task import FitPlan, TaskPlan
 from lada_ray.method.settings import LadaSettings
 from lada_ray.model import Prediction
 from lada_ray.run import Json, Run, pack_identity
-from lada_ray.store import join, open_store
+from lada_ray.store import Store, join, open_store
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,47 @@ def prepare(config: StreamConfig, console: Console) -> Stream:
         InputError: with all problems of domains and encoder, before anything expensive starts.
     """
     with console.stage("list domains"):
-        domains = load_domains(config.domains, config.storage)
+        domains, spec = check_input(config)
     with console.stage("start Ray"):
         join_cluster()
         resources = settle_resources(config.resources)
     with console.stage("encoder"):
-        spec = resolve_encoder(config.encoder, resources.precision)
+        spec = replace(spec, precision=config.encoder.precision or resources.precision)
         features = open_store(join(config.storage, "features"))
         prompts = [make_prompts(d.prompt or config.encoder.prompt, d.class_names) for d in domains]
-        info = _encoder_info(spec, features.uri, prompts, resources)
-    return Stream(
-        config, domains, spec, info, resources, FeatureBank(features, info.feature_key, info.width), FileIndex(features)
-    )
+        info = _encoder_info(spec, features, prompts, resources)
+    bank = FeatureBank(features, info.feature_key, info.width)
+    return Stream(config, domains, spec, info, resources, bank, FileIndex(features))
 
 
-def _encoder_info(spec: EncoderSpec, uri: str, prompts: Sequence[Prompts], resources: Resources) -> EncoderInfo:
+def check_input(config: StreamConfig) -> tuple[tuple[Domain, ...], EncoderSpec]:
+    """List the domains and settle what the encoder is; reads no image and no weights.
+
+    Raises:
+        InputError: with all problems of both.
+    """
+    domains: tuple[Domain, ...] = ()
+    spec: EncoderSpec | None = None
+    problems: list[str] = []
+    try:
+        domains = load_domains(config.domains, config.storage)
+    except InputError as error:
+        problems += error.problems
+    try:
+        spec = resolve_encoder(config.encoder, "fp32")
+    except InputError as error:
+        problems += error.problems
+    if problems or spec is None:
+        raise InputError(problems)
+    return domains, spec
+
+
+def _encoder_info(
+    spec: EncoderSpec, features: Store, prompts: Sequence[Prompts], resources: Resources
+) -> EncoderInfo:
     """Ask what earlier runs found out; else load the encoder where there is room for it, not in the driver."""
     import ray
 
-    features = open_store(uri)
     info = known_info(features, spec)
     if info is not None and known_text(features, info, prompts):
         return info
@@ -106,8 +129,6 @@ def encode_images(stream: Stream, run: Run, console: Console) -> tuple[Images, E
         images, done = fill_bank(
             stream.domains, stream.spec, stream.bank, stream.index, stream.choice, pool, run.id, console.progress
         )
-        pairs = images.pairs()
-        stream.bank.note_needs(run.id, [sha for sha, _ in pairs], [view for _, view in pairs])
     return images, done
 
 
@@ -178,9 +199,4 @@ def plan_evaluation(stream: Stream, images: Images, run: Run) -> Evaluation:
     m = stream.config.method
     prediction = Prediction(stream.info.tau, m.alpha, m.beta, m.fusion)
     return Evaluation(tuple(tests), stream.bank, run.model_store.uri, prediction)
-
-
-def timings_of(console: Console, busy: Sequence[tuple[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Wall seconds by stage, and busy seconds over all workers, for the report."""
-    return {"wall": dict(console.seconds), **{name: seconds for name, seconds in busy if seconds}}
 

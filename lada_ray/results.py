@@ -78,15 +78,29 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def write_results(store: Store, accuracy: pd.DataFrame, metrics: Mapping[str, Any], images: Images) -> None:
-    """Write accuracy_matrix.csv, metrics.json and bad_images.csv into a run's folder."""
-    store.write("accuracy_matrix.csv", accuracy.to_csv().encode())
-    store.write("metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False).encode())
+def write_results(store: Store, accuracy: pd.DataFrame, metrics: Mapping[str, Any], images: Images) -> bool:
+    """Write accuracy_matrix.csv, metrics.json and bad_images.csv into a run's folder.
+
+    Returns:
+        False if all of them, and a report, were there already and say the same.
+    """
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["domain", "path", "reason"])
     table.writerows((bad.domain, bad.path, bad.reason) for bad in bad_images(images))
-    store.write("bad_images.csv", text.getvalue().encode(errors="surrogateescape"))
+    files = {
+        "accuracy_matrix.csv": accuracy.to_csv().encode(),
+        "metrics.json": json.dumps(metrics, indent=1, ensure_ascii=False).encode(),
+        "bad_images.csv": text.getvalue().encode(errors="surrogateescape"),
+    }
+    old = {key: store.read_version(key) for key in files}
+    if store.exists("report.html") and all(found and found[0] == files[key] for key, found in old.items()):
+        return False
+    # The report is made after these; without it the next start makes it again.
+    store.delete("report.html")
+    for key, data in files.items():
+        store.write(key, data)
+    return True
 
 
 def bad_images(images: Images) -> list[BadImage]:

@@ -22,13 +22,14 @@ from lada_ray.fit.classes import MemoryInit, Mixtures
 from lada_ray.fit.task import Fitted, TaskPlan, extend
 from lada_ray.lease import Lease
 from lada_ray.method.learner import Learnt, Seen
-from lada_ray.model import MODEL, ModelFile, Prediction, cached_pack, commit, read_model_file
+from lada_ray.model import MODEL, ModelFile, Prediction, cached_pack, check_epoch, commit, read_model_file
 from lada_ray.pack import TaskPack
 from lada_ray.store import Store, join, open_store
 
 Json = dict[str, Any]
 CHECKPOINT = "checkpoint/latest.pt"
-SHOWN = 20
+# The run's id and epoch: there from the first start on, long before a model.json, and kept when a run starts over.
+START = "start.json"
 
 
 class Run:
@@ -37,13 +38,15 @@ class Run:
     Args:
         store: `<storage>/<name>/`.
         lease: held on it.
+        fresh: forget everything learnt under this name.
     """
 
-    def __init__(self, store: Store, lease: Lease) -> None:
+    def __init__(self, store: Store, lease: Lease, fresh: bool = False) -> None:
         self.store, self.lease = store, lease
         self.model_store = store.child("model")
-        self.id, self.epoch = uuid.uuid4().hex, 1
-        self._fence()
+        self.id, self.epoch = self._fence(fresh)
+        if fresh:
+            self._start_over()
 
     @classmethod
     def acquire(cls, config: StreamConfig, fresh: bool, say: Callable[[str], None]) -> Run:
@@ -59,12 +62,11 @@ class Run:
         """
         store = open_store(join(config.storage, config.name))
         lease = Lease.acquire(store, say)
-        if fresh:
-            # model.json first: without it the rest is rubble that no reader takes for a model.
-            keys = [entry.key for entry in store.list() if entry.key != "lease.json"]
-            for key in sorted(keys, key=lambda key: key != f"model/{MODEL}"):
-                store.delete(key)
-        return cls(store, lease)
+        try:
+            return cls(store, lease, fresh)
+        except BaseException:
+            lease.release()
+            raise
 
     def __enter__(self) -> Run:
         return self
@@ -72,13 +74,23 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.lease.release()
 
-    def _fence(self) -> None:
-        """Raise the epoch, so that no process that owned the run before can commit any more."""
-        found = read_model_file(self.model_store)
-        if found:
-            model, version = found
-            self.id, self.epoch = model.run, model.epoch + 1
-            self.model_store.replace(MODEL, replace(model, epoch=self.epoch).to_bytes(), version)
+    def _fence(self, fresh: bool) -> tuple[str, int]:
+        """Raise the epoch, so that no process that owned the run before can commit any more; returns id and epoch."""
+        model = None if fresh else read_model_file(self.model_store)
+        start = self.store.read_version(START)
+        old: Json = json.loads(start[0]) if start else {"run": "", "epoch": 0}
+        known = "" if fresh else (model[0].run if model else "") or old["run"]
+        run, epoch = known or uuid.uuid4().hex, max(old["epoch"], model[0].epoch if model else 0) + 1
+        self.store.replace(START, _json({"run": run, "epoch": epoch}), start[1] if start else None)
+        if model:
+            self.model_store.replace(MODEL, replace(model[0], epoch=epoch).to_bytes(), model[1])
+        return run, epoch
+
+    def _start_over(self) -> None:
+        # model.json first: without it the rest is rubble that no reader takes for a model.
+        keys = [entry.key for entry in self.store.list() if entry.key not in ("lease.json", START)]
+        for key in sorted(keys, key=lambda key: key != f"model/{MODEL}"):
+            self.store.delete(key)
 
     @property
     def packs(self) -> tuple[str, ...]:
@@ -97,6 +109,7 @@ class Run:
 
         Raises:
             InputError: naming everything that differs from what the run was started with.
+            LostLease: another process has taken the run over.
         """
         identity = run_identity(config, info)
         found = read_model_file(self.model_store)
@@ -107,6 +120,7 @@ class Run:
             file = ModelFile(encoder, prediction, identity=identity, run=self.id, epoch=self.epoch)
             self.model_store.replace(MODEL, file.to_bytes(), None)
         else:
+            check_epoch(found[0], self.epoch, self.model_store)
             problems = differences(found[0].identity, identity) or self._other_packs(found[0].packs, expected)
             if problems:
                 heading = f"{self.store.uri} was started differently (use another --name, or --fresh to start over)"
@@ -176,8 +190,8 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(old: list[list[str]], new: list[list[str]]) -> str:
-    gone = [row for row in old if row not in new]
-    came = [row for row in new if row not in old]
+    before, now = set(map(tuple, old)), set(map(tuple, new))
+    gone, came = [row for row in old if tuple(row) not in now], [row for row in new if tuple(row) not in before]
     if not gone and not came:
         return "their order changed"
     return f"{len(gone)} are gone ({[r[-1][:40] for r in gone[:3]]}), {len(came)} are new ({[r[-1][:40] for r in came[:3]]})"
@@ -227,7 +241,9 @@ class RunLedger:
     def commit(self, task: TaskPlan, fitted: Fitted) -> None:
         """See Ledger. The task's side file is written first: whoever sees the pack finds it."""
         identity, packs = self.identities[task.position], self._packs()
-        pack = TaskPack.build(identity, packs[-1] if packs else None, _tensors(fitted))
+        # The pack before it, not the newest: a worker thought dead may have committed this very task.
+        parent = packs[task.position - 1] if task.position else None
+        pack = TaskPack.build(identity, parent, _tensors(fitted))
         record = _record(task, fitted, pack)
         self._run.write(f"tasks/{pack.digest}.json", _json(record))
         commit(self._model, pack, identity["config"]["prompt"], self.epoch)

@@ -218,7 +218,8 @@ def finish(
         config=stream.config.to_yaml(),
     )
     with console.stage("report"):
-        write_results(run.store, accuracy, metrics, images)
+        if not write_results(run.store, accuracy, metrics, images):
+            return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs)
         story.timings = {"wall": dict(console.seconds), "busy": busy}
         story.wall_seconds = console.wall_seconds
         loaded = [TaskPack.read(run.model_store, digest) for digest in packs]

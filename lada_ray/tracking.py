@@ -38,10 +38,11 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 
-from lada_ray.errors import ConfigError, InputError
+from lada_ray.config import mlflow_uri
+from lada_ray.errors import InputError
 from lada_ray.lease import Lease
 from lada_ray.report import matrix_figure_png
-from lada_ray.store import Store, is_remote, open_store
+from lada_ray.store import Store, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,10 +59,6 @@ SMALL_FILES = ("config.yaml", "metrics.json", "accuracy_matrix.csv", "bad_images
 STREAM_METRICS = (
     "transfer", "average", "last", "forgetting", "backward_transfer", "zero_shot", "images_encoded",
 )  # fmt: skip
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs",
-     "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.gcsfuse", "fuse.s3fs"}
-)  # fmt: skip
 CLIENT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -75,84 +72,7 @@ Say = Callable[[str], None]
 Upload = Callable[[str, str, str, Mapping[str, str]], None]
 
 
-# Where to log
-
-
-def resolve_uri(configured: str | None, storage: str) -> str:
-    """Decide which MLflow a run uses: the configured one, MLFLOW_TRACKING_URI, or SQLite in a local storage.
-
-    Args:
-        configured: `tracking.uri` of the configuration.
-        storage: the storage root, a path or URI.
-
-    Returns:
-        a tracking URI; SQLite paths are absolute.
-
-    Raises:
-        ConfigError: a storage that several machines share without a tracking server, a file store, or SQLite
-            on a network file system.
-    """
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    where = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
-    if not uri:
-        return _default_uri(storage)
-    if uri.startswith("sqlite:"):
-        return _checked_sqlite(uri, storage, where)
-    if uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
-        advice = "MLflow no longer logs to folders; use sqlite:////<path>/mlflow.db or a server"
-        raise ConfigError([f"{where} is {uri!r}: {advice}"])
-    return uri
-
-
-def _default_uri(storage: str) -> str:
-    advice = "set tracking.uri (or MLFLOW_TRACKING_URI) to an MLflow server, such as http://<host>:5000"
-    if is_remote(storage):
-        raise ConfigError(
-            [f"{storage} is object storage, where MLflow's SQLite database cannot live: {advice}"]
-        )
-    if kind := network_file_system(storage):
-        raise ConfigError(
-            [f"{storage} is on a network file system ({kind}), where SQLite loses data: {advice}"]
-        )
-    return f"sqlite:///{Path(_plain_path(storage)).absolute() / 'mlflow.db'}"
-
-
-def _checked_sqlite(uri: str, storage: str, where: str) -> str:
-    path = Path(uri.removeprefix("sqlite:").removeprefix("///"))
-    if not path.is_absolute():
-        if is_remote(storage):
-            raise ConfigError(
-                [f"{where} is {uri!r}: its path must be absolute (four slashes), or use a server"]
-            )
-        path = Path(_plain_path(storage)).absolute() / path
-    if kind := network_file_system(str(path)):
-        raise ConfigError([f"{where} is {uri!r}, on a network file system ({kind}), where SQLite loses data"])
-    return f"sqlite:///{path}"
-
-
-def network_file_system(path: str, mounts: str | None = None) -> str | None:
-    """Name the network file system that a local path lies on.
-
-    Args:
-        path: a local path or file URI; it need not exist.
-        mounts: content of /proc/self/mounts; read from there by default.
-
-    Returns:
-        its type such as "nfs4"; None for local disks and where the system does not tell.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-    place = f"{Path(_plain_path(path)).resolve()}/"
-    best, kind = "", ""
-    for line in mounts.splitlines():
-        _, point, kind_here, *_ = line.split(" ")
-        point = point.replace("\\040", " ").rstrip("/") + "/"
-        if place.startswith(point) and len(point) >= len(best):
-            best, kind = point, kind_here
-    return kind if kind in NETWORK_FILE_SYSTEMS else None
+# How to say where
 
 
 def how_to_open(uri: str) -> str:
@@ -182,10 +102,6 @@ def hide_password(uri: str) -> str:
     if not parts.password:
         return uri
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
-
-
-def _plain_path(path: str) -> str:
-    return path.removeprefix("file://")
 
 
 # What there is to log
@@ -231,8 +147,7 @@ class RunFolder:
     def packs(self) -> list[str]:
         """List the digests of the model's packs, in order; [] before the first commit."""
         found = self.store.read_version("model/model.json")
-        packs = json.loads(found[0])["packs"] if found else []
-        return [pack["digest"] if isinstance(pack, dict) else pack for pack in packs]
+        return list(json.loads(found[0])["packs"]) if found else []
 
     def tasks(self) -> list[TaskResult]:
         """List the committed tasks in order, without those whose task record is not written yet."""
@@ -672,7 +587,7 @@ class Tracker:
 
     Args:
         store: the run folder.
-        uri: a tracking URI (`resolve_uri`).
+        uri: a tracking URI (`config.mlflow_uri`).
         experiment: the experiment's name, created when missing.
         name: the run's name.
         params: what to log as the parent's params: flat name -> value.
@@ -875,7 +790,7 @@ def log_run(folder: str, uri: str | None = None, experiment: str | None = None, 
     config = yaml.safe_load(found[0]) or {}
     settings = config.get("tracking") or {}
     storage = str(config.get("storage") or posixpath.dirname(store.uri.rstrip("/")))
-    tracking_uri = resolve_uri(uri or settings.get("uri"), storage)
+    tracking_uri = mlflow_uri(uri or settings.get("uri"), storage, os.environ)
     chosen = experiment or settings.get("experiment") or "lada_ray"
     name = str(config.get("name") or posixpath.basename(folder.rstrip("/")))
     with Lease.acquire(store, say):

@@ -21,6 +21,8 @@ CROP_SCALE = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 MAX_PIXELS = 100_000_000
+# Resizing the shortest side multiplies the longest: an elongated image would fill the memory.
+MAX_ASPECT = 500
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -59,16 +61,15 @@ def decode(data: bytes) -> Image.Image:
     """The image in these bytes, in RGB.
 
     Raises:
-        BadImage: if they are empty, not an image, truncated or larger than `MAX_PIXELS`.
+        BadImage: if they are empty, not an image, truncated, larger than `MAX_PIXELS`, more elongated than
+            `MAX_ASPECT`, or of pixels without a known range.
     """
     if not data:
         raise BadImage("the file is empty")
     try:
         image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadImage(f"too large: {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")
-        return image.convert("RGB")
+        _check_size(*image.size)
+        return _to_rgb(image)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -78,6 +79,24 @@ def decode(data: bytes) -> Image.Image:
     # Decoders raise whatever their format's parser stumbles over: any failure costs this image, not the run.
     except Exception as error:
         raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"too large: {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"too elongated: {width} x {height} pixels, at most 1 : {MAX_ASPECT} is read")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow clips these modes to 8 bits: a 16-bit photograph would turn white, a floating-point one black.
+    if image.mode.startswith("I;16"):
+        image.load()
+        high_bytes = np.asarray(image).astype(np.uint16) >> 8
+        image = Image.fromarray(high_bytes.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise BadImage(f"its pixels ({image.mode}, 32 bits) have no known range: save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def render(image: Image.Image, sha256: str, view: str, preprocess: Preprocess) -> Pixels:
@@ -110,14 +129,19 @@ def _test_view(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     scaled = (_scaled(width, side, size, preprocess), _scaled(height, side, size, preprocess))
     if scaled != image.size:
         image = image.resize(scaled, preprocess.resample)
-    left, top = (round((extent - size) / 2.0) for extent in image.size)
+    left, top = (_offset(extent, size) for extent in image.size)
     return image.crop((left, top, left + size, top + size))
 
 
 def _scaled(extent: int, side: int, size: int, preprocess: Preprocess) -> int:
     if preprocess.resize_mode == "longest":
-        return max(1, round(extent * size / side))
+        return max(1, round(extent / (side / size)))
     return int(size * extent / side)
+
+
+def _offset(extent: int, size: int) -> int:
+    """Where the centred crop begins: torchvision rounds it to even; open_clip rounds the padding ("longest") down."""
+    return round((extent - size) / 2.0) if extent >= size else -((size - extent) // 2)
 
 
 def _crop_flip(image: Image.Image, rng: np.random.Generator, preprocess: Preprocess) -> Image.Image:

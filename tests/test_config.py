@@ -18,6 +18,7 @@ from lada_ray.config import (
     in_submitted_job,
     merged,
     nested,
+    mlflow_uri,
     network_file_system,
     shipped_config,
     tracking_uri,
@@ -395,6 +396,13 @@ def test_network_file_systems(path: str, system: str | None) -> None:
 def made(storage: str, uri: str | None = None) -> StreamConfig:
     raw = yaml.safe_load(SMALL) | {"storage": storage, "tracking": {"uri": uri}}
     return StreamConfig.model_validate(raw)
+
+
+def test_folders_are_no_place_for_mlflow() -> None:
+    for uri in ("./mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(ConfigError, match="MLflow no longer logs to folders"):
+            mlflow_uri(uri, "/data/runs", {})
+    assert mlflow_uri("databricks", "/data/runs", {}) == "databricks"
 
 
 def test_tracking_uri_precedence() -> None:

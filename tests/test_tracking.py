@@ -22,10 +22,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lada_ray import tracking
-from lada_ray.errors import ConfigError, InputError, LeaseHeld
+from lada_ray.errors import InputError, LeaseHeld
 from lada_ray.lease import Lease
 from lada_ray.store import open_store
-from lada_ray.tracking import BackgroundTracker, Tracker, log_run, resolve_uri
+from lada_ray.tracking import BackgroundTracker, Tracker, log_run
 
 DOMAINS = ("digits", "road-signs", "shapes")
 LOG_RUN = Path(__file__).resolve().parents[1] / "jobs" / "log_run.py"
@@ -159,7 +159,7 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
     """SQLite beside the run folder, as by default."""
     (tmp_path / "storage").mkdir(exist_ok=True)
     shutil.copy(empty_database, tmp_path / "storage" / "mlflow.db")
-    return resolve_uri(f"sqlite:///{tmp_path}/storage/mlflow.db", str(tmp_path / "storage"))
+    return f"sqlite:///{tmp_path}/storage/mlflow.db"
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_changed_params_are_left_as_they_were(folder: RunFolder, uri: str) -> No
 def test_packs_that_are_not_in_the_model_are_not_logged(folder: RunFolder, uri: str) -> None:
     folder.learn(0)
     folder.learn(1)
-    folder.write("model/model.json", {"packs": [{"digest": folder.digests[0]}]})  # rolled back
+    folder.write("model/model.json", {"packs": [folder.digests[0]]})  # rolled back
     folder.finish()
     assert folder.tracker(uri).finish()
     found = Found(uri)
@@ -372,40 +372,6 @@ sys.exit(0 if Tracker(open_store(sys.argv[1]), sys.argv[2], "lada", "x").finish(
 
 
 # Where MLflow is
-
-
-def test_uri_comes_from_configuration_environment_or_local_storage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert resolve_uri(None, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert resolve_uri("sqlite:///here.db", str(tmp_path)) == f"sqlite:///{tmp_path}/here.db"
-    assert resolve_uri("http://one:5000", "s3://bucket/runs") == "http://one:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://two:5000")
-    assert resolve_uri(None, "s3://bucket/runs") == "http://two:5000"
-    assert resolve_uri("http://one:5000", str(tmp_path)) == "http://one:5000"
-
-
-def test_storage_that_machines_share_needs_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigError, match=r"object storage.*tracking\.uri"):
-        resolve_uri(None, "s3://bucket/runs")
-    with pytest.raises(ConfigError, match="no longer logs to folders"):
-        resolve_uri("./mlruns", str(tmp_path))
-    monkeypatch.setattr(tracking, "network_file_system", lambda path: "nfs4")
-    with pytest.raises(ConfigError, match=r"network file system \(nfs4\)"):
-        resolve_uri(None, str(tmp_path))
-    with pytest.raises(ConfigError, match="SQLite loses data"):
-        resolve_uri(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path))
-
-
-def test_network_file_systems_are_known_by_their_mounts(tmp_path: Path) -> None:
-    mounts = (
-        f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\ntmpfs {tmp_path}/local tmpfs rw 0 0\n"
-    )
-    assert tracking.network_file_system(f"{tmp_path}/runs", mounts) == "nfs4"
-    assert tracking.network_file_system(f"{tmp_path}/local/runs", mounts) is None
-    assert tracking.network_file_system(f"{tmp_path}-2/runs", mounts) is None
 
 
 def test_passwords_are_not_shown() -> None:

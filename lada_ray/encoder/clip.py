@@ -138,27 +138,36 @@ def _build(spec: EncoderSpec, name: str) -> nn.Module:
 
     path = weights_file(spec)
     try:
-        return open_clip.create_model(name, pretrained=str(path), weights_only=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise InputError([f"{path}: {_why_not_loaded(error)}"], "The encoder's weights cannot be loaded") from error
-    except Exception as error:  # safetensors and pickle raise their own kinds
-        if "Unpickling" not in type(error).__name__ and "Safetensor" not in type(error).__name__:
-            raise
-        raise InputError([f"{path}: {_why_not_loaded(error)}"], "The encoder's weights cannot be loaded") from error
+        model = open_clip.create_model(name, pretrained=str(path), weights_only=True)
+    # Readers of weights raise whatever a file makes them stumble over (EOFError, KeyError, kinds of their own).
+    except Exception as error:
+        raise InputError([f"{path}: {_why_not_loaded(error)}"], "The encoder cannot be loaded") from error
+    _check_finite(model, path)
+    return model
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
+    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise InputError([f"{path}: has weights that are not finite, in {listed}"], "The encoder cannot be loaded")
 
 
 def _why_not_loaded(error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "TorchScript" in str(error):
+    said = " ".join(str(error).split())
+    if "TorchScript" in said:
         return (
             "a TorchScript archive (OpenAI's own .pt files are), which could run code when loaded. Convert it once where "
             "you trust it: torch.save(torch.jit.load(FILE, 'cpu').float().state_dict(), 'weights.pt')"
         )
-    if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
+    if "Unsupported global" in said or "Unsupported class" in said:
         return "holds more than tensors, which could run code when loaded; save its state_dict alone, as safetensors"
-    if "size mismatch" in str(error) or "Missing key" in str(error) or "Unexpected key" in str(error):
-        return f"does not fit the architecture: {' '.join(str(error).split())[:400]}"
-    return f"{type(error).__name__}: {first}"
+    if "size mismatch" in said or "Missing key" in said or "Unexpected key" in said:
+        return f"does not fit the architecture: {said[:400]}"
+    kind = type(error).__name__
+    if kind in ("UnpicklingError", "EOFError", "KeyError", "StopIteration", "AttributeError", "SafetensorError"):
+        return f"is damaged, or neither safetensors nor a state dict ({kind}: {said[-200:]})"
+    return f"{kind}: {said[:400]}"
 
 
 def fingerprint(spec: EncoderSpec, model: nn.Module) -> str:

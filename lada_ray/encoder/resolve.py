@@ -20,6 +20,9 @@ from lada_ray.views import Preprocess
 SHIPPED = Path(__file__).parent.parent / "encoders"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# open_clip's default, for an architecture that does not say it.
+OPEN_CLIP_IMAGE_SIZE = 224
+CHOICES = {"interpolation": ("bicubic", "bilinear"), "resize_mode": ("shortest", "longest", "squash")}
 PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 QUICK = "-quickgelu"
 
@@ -68,6 +71,7 @@ def resolve_encoder(config: EncoderConfig, precision: str) -> EncoderSpec:
     config = _shipped(config)
     problems: list[str] = []
     architecture = _architecture(config, problems)
+    size = _image_size(architecture, problems) if architecture else 0
     claims = _claims(config, architecture, problems)
     if problems or architecture is None or config.pretrained is None:
         raise InputError(problems, "The encoder cannot be used")
@@ -75,12 +79,12 @@ def resolve_encoder(config: EncoderConfig, precision: str) -> EncoderSpec:
     preprocess = _settle_preprocess(config, claims, problems)
     if problems:
         raise InputError(problems, "The encoder cannot be used")
-    size = architecture["vision_cfg"]["image_size"]
+    architecture.pop("preprocess_cfg", None)
     return EncoderSpec(
         model=config.model,
         pretrained=config.pretrained,
         architecture={**architecture, "quick_gelu": quick_gelu},
-        preprocess=Preprocess(size=size if isinstance(size, int) else size[0], **preprocess),
+        preprocess=Preprocess(size=size, **preprocess),
         precision=config.precision or precision,
     )
 
@@ -106,6 +110,13 @@ def _architecture(config: EncoderConfig, problems: list[str]) -> dict[str, Any] 
 
     if config.architecture is not None:
         return _read_architecture(Path(config.architecture), problems)
+    if ":" in config.model:
+        problems.append(
+            f"encoder.model: {config.model!r}: names that are folders or repositories are not read; give an "
+            "architecture's name, or the folder's open_clip_config.json as encoder.architecture, and its weights file "
+            "as encoder.pretrained"
+        )
+        return None
     known = get_model_config(config.model)
     if known is None:
         near = _nearest(config.model, list_models())
@@ -114,19 +125,42 @@ def _architecture(config: EncoderConfig, problems: list[str]) -> dict[str, Any] 
 
 
 def _read_architecture(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """An open_clip model configuration, or an open_clip_config.json that holds one under `model_cfg`."""
     try:
-        architecture = json.loads(path.read_text())
+        said = _read_object(path)
     except FileNotFoundError:
         problems.append(f"encoder.architecture: there is no file {path}")
         return None
     except ValueError as error:
-        problems.append(f"encoder.architecture: {path} is not JSON: {error}")
+        problems.append(f"encoder.architecture: {error}")
         return None
+    architecture = {**said.get("model_cfg", said)}
+    if "preprocess_cfg" in said:
+        architecture["preprocess_cfg"] = said["preprocess_cfg"]
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in architecture]
     if missing:
         problems.append(f"encoder.architecture: {path} lacks {', '.join(missing)} (open_clip's model configuration)")
         return None
     return architecture
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError names the file that is none."""
+    try:
+        said = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return said
+
+
+def _image_size(architecture: Mapping[str, Any], problems: list[str]) -> int:
+    size = architecture["vision_cfg"].get("image_size", OPEN_CLIP_IMAGE_SIZE)
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        problems.append(f"encoder.model: takes images of {height} x {width}; only square ones are supported")
+    return height
 
 
 def _nearest(word: str, words: list[str]) -> str:
@@ -176,26 +210,31 @@ def _file_claims(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
         problems.append(f"encoder.pretrained: there is no file {path}")
         return {}
     claims = {}
-    if path.suffix == ".safetensors":
-        header = _safetensors_header(path, problems)
-        quick = {"quick_gelu": header["quick_gelu"].lower() == "true"} if "quick_gelu" in header else {}
-        claims[f"the header of {path.name}"] = _stated(quick, json.loads(header.get("preprocess", "{}")))
     beside = path.parent / "open_clip_config.json"
-    if beside.is_file():
-        said = json.loads(beside.read_text())
-        claims[str(beside)] = _stated(said.get("model_cfg", {}), said.get("preprocess_cfg", {}))
+    try:
+        if path.suffix == ".safetensors":
+            claims[f"the header of {path.name}"] = _header_claims(path)
+        if beside.is_file():
+            said = _read_object(beside)
+            claims[str(beside)] = _stated(said.get("model_cfg", {}), said.get("preprocess_cfg", {}))
+    except ValueError as error:
+        problems.append(f"encoder.pretrained: {error}")
     return claims
 
 
-def _safetensors_header(path: Path, problems: list[str]) -> dict[str, str]:
+def _header_claims(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            return file.metadata() or {}
+            header = file.metadata() or {}
+        preprocess = json.loads(header.get("preprocess", "{}"))
     except SafetensorError as error:
-        problems.append(f"encoder.pretrained: {path} is not a safetensors file: {error}")
-        return {}
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: its header's 'preprocess' is not JSON: {error}") from error
+    quick = {"quick_gelu": header["quick_gelu"].lower() == "true"} if "quick_gelu" in header else {}
+    return _stated(quick, preprocess)
 
 
 def _settle_quick_gelu(
@@ -212,7 +251,8 @@ def _settle_quick_gelu(
             said[f"the name {config.model}"] = False
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{source} says {str(value).lower()}" for source, value in said.items())
-        hint = f"; use encoder.model: {config.model.removesuffix(QUICK)}{QUICK}, or a matching encoder.quick_gelu"
+        plain = config.model.removesuffix(QUICK)
+        hint = f"; encoder.model: {plain}{QUICK} is the one with quick GELU, {plain} the one without"
         problems.append(f"encoder.quick_gelu: {listed}{hint if _has_twin(config.model) else ''}")
     return next(iter(said.values()), False)
 
@@ -236,31 +276,34 @@ def _settle_preprocess(
     config: EncoderConfig, claims: dict[str, dict[str, Any]], problems: list[str]
 ) -> dict[str, Any]:
     settled: dict[str, Any] = {}
-    defaults = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     stated = config.preprocess.model_dump(exclude_none=True) if config.preprocess else {}
-    claims = {**claims, "encoder.preprocess": stated, **({} if claims or stated else _family(config, problems))}
-    for key, default in defaults.items():
+    claims = {**claims, "encoder.preprocess": stated}
+    for key in PREPROCESS_KEYS:
         said = {source: _plain(claim[key]) for source, claim in claims.items() if claim.get(key)}
         if len(set(said.values())) > 1:
             listed = ", ".join(f"{source} says {value}" for source, value in said.items())
             problems.append(f"encoder.preprocess.{key}: {listed}")
-        settled[key] = next(iter(said.values()), default)
+        settled[key] = next(iter(said.values())) if said else _usual(config, key, problems)
+        if settled[key] not in CHOICES.get(key, (settled[key],)):
+            problems.append(f"encoder.preprocess.{key}: {settled[key]!r} is none of {', '.join(CHOICES[key])}")
     return settled
 
 
-def _family(config: EncoderConfig, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """A bare file of a built-in architecture: what that architecture's hub tags agree on."""
+def _usual(config: EncoderConfig, key: str, problems: list[str]) -> Any:
+    """For a bare file: what the hub tags of its architecture agree on, else OpenAI's."""
     from open_clip import list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
+    default = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic", "resize_mode": "shortest"}[key]
     tags = list_pretrained_tags_by_model(config.model) if config.architecture is None else []
-    said = [_stated({}, get_pretrained_cfg(config.model, tag)) for tag in tags]
-    if len({json.dumps(claim, sort_keys=True) for claim in said}) > 1:
+    values = {_plain(get_pretrained_cfg(config.model, tag).get(key, default)) for tag in tags}
+    if len(values) > 1:
+        listed = " or ".join(str(value) for value in sorted(values))
         problems.append(
-            f"encoder.preprocess: {config.pretrained} does not say its mean and std, and published weights of "
-            f"{config.model} differ in them; state encoder.preprocess"
+            f"encoder.preprocess.{key}: {config.pretrained} does not say it, and published weights of "
+            f"{config.model} have {listed}; state it"
         )
-    return {f"published weights of {config.model}": said[0]} if said else {}
+    return next(iter(values), default)
 
 
 def _plain(value: Any) -> Any:

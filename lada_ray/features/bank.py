@@ -48,6 +48,14 @@ class FeatureBank:
         )
         self.table = PartTable(self.store, schema)
 
+    @classmethod
+    def open(cls, store: Store, feature_key: str) -> FeatureBank:
+        """An existing bank, whatever its encoder; the width is asked of its newest part."""
+        table = PartTable(store.child(feature_key), pa.schema([]))
+        name = next(reversed(table.manifest().parts), None)
+        width = len(table.read(name, ["feature"])["feature"][0]) if name else 1
+        return cls(store, feature_key, width)
+
     def size(self) -> BankSize:
         """Views, parts and bytes, asked of the manifest alone."""
         return _size(self.table.manifest())
@@ -105,14 +113,11 @@ class FeatureBank:
         """Record what a run uses, so that `prune` knows what is still needed."""
         table = pa.table([pa.array(shas, pa.string()), pa.array(views, pa.string())], schema=NEEDS)
         needs = PartTable(self.store.child(f"needs/{run}"), NEEDS)
+        # What an earlier start left retired would be taken for retired again, if it is needed again.
+        needs.sweep(0)
         old = list(needs.manifest().parts.values())
-        part = needs.write(table, run)
-        if [p.name for p in old] == [part.name]:
-            # The same need again: touch the manifest, whose age says when the run was last started.
-            self.store.write(f"needs/{run}/manifest.json", needs.manifest().to_bytes())
-            return
-        needs.enter([part])
-        needs.exchange([p for p in old if p.name != part.name], [])
+        # Even the same need again writes the manifest, whose age says when the run was last started.
+        needs.exchange(old, [needs.write(table, run)])
         needs.sweep(0)
 
     def prune(self, days: float) -> int:
@@ -124,9 +129,8 @@ class FeatureBank:
             keep = _pairs(table).isin(needed)
             if keep.all():
                 continue
-            kept = table.filter(pa.array(keep))
-            self.table.exchange([part], [self.table.write(kept, "pruned")] if kept.num_rows else [])
-            removed += part.rows - kept.num_rows
+            self.table.rewrite([part], table.filter(pa.array(keep)), readable=False)
+            removed += int((~keep).sum())
         self.table.sweep(0)
         return removed
 

@@ -7,6 +7,7 @@ Features never pass through the driver. An actor writes a part for every batch, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -48,7 +49,9 @@ class Extraction:
 
     added: int = 0
     bad: dict[str, str] = field(default_factory=dict)
-    """Reason by SHA-256 of images that could not be decoded."""
+    """Reason by SHA-256 of images that could not be decoded: these bytes never can be."""
+    unread: dict[str, str] = field(default_factory=dict)
+    """Reason by URI of files that could not be read (any more): it says nothing about equal bytes elsewhere."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Busy seconds per stage, over all workers: read, decode, encode."""
 
@@ -69,31 +72,44 @@ class RenderViews:
         self.preprocess = preprocess
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
-        """Map rows (uri, sha256, views) to rows (sha256, view, pixels, reason, read_s, decode_s)."""
+        """Map rows (uri, sha256, views) to rows (uri, sha256, view, pixels, reason, unread, read_s, decode_s)."""
         for uri, sha, views in zip(batch["uri"], batch["sha256"], batch["views"], strict=True):
             yield self._rows(str(uri), str(sha), str(views).split())
 
     def _rows(self, uri: str, sha: str, views: list[str]) -> Batch:
         clock = [time.perf_counter()]
-        reason = ""
+        reason = unread = ""
+        pixels = np.zeros((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
         try:
-            data = read_bytes(uri)
+            data = _read_unchanged(uri, sha)
             clock.append(time.perf_counter())
             image = decode(data)
             pixels = np.stack([render(image, sha, view, self.preprocess) for view in views])
-        except (BadImage, OSError) as error:
-            reason, views = str(error), views[:1]
-            pixels = np.zeros((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        except BadImage as error:
+            reason = str(error)
+        except OSError as error:
+            unread = f"cannot be read: {error}"
+        views = views[: len(pixels)]
         clock.append(time.perf_counter())
         n = len(views)
         return {
+            "uri": np.array([uri] * n),
             "sha256": np.array([sha] * n),
             "view": np.array(views),
             "pixels": pixels,
             "reason": np.array([reason] * n),
+            "unread": np.array([unread] * n),
             "read_s": np.full(n, (clock[1] - clock[0]) / n),
             "decode_s": np.full(n, (clock[-1] - clock[1]) / n),
         }
+
+
+def _read_unchanged(uri: str, sha: str) -> bytes:
+    data = read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != sha:
+        # Its features would be kept, for all runs, under the hash of what the file held before.
+        raise OSError("the file changed while the run was reading it; start again")
+    return data
 
 
 class EncodeViews:
@@ -110,8 +126,8 @@ class EncodeViews:
     def __call__(self, batch: Batch) -> Batch:
         """Encode rows of pixels, write them as one part, and return one row that says so."""
         started = time.perf_counter()
-        good = np.flatnonzero(batch["reason"] == "")
-        bad = {str(batch["sha256"][i]): str(batch["reason"][i]) for i in np.flatnonzero(batch["reason"] != "")}
+        good = np.flatnonzero((batch["reason"] == "") & (batch["unread"] == ""))
+        bad, unread = _stated(batch, "sha256", "reason"), _stated(batch, "uri", "unread")
         features = self.encoder.encode_pixels(batch["pixels"][good])
         finite = np.isfinite(features).all(axis=1)
         bad |= {str(batch["sha256"][i]): "the encoder gives NaN or infinite features" for i in good[~finite]}
@@ -125,8 +141,13 @@ class EncodeViews:
             "decode": float(batch["decode_s"].sum()),
             "encode": time.perf_counter() - started,
         }
-        row = {"part": part, "bad": bad, "seconds": seconds, "images": len(batch["view"])}
+        row = {"part": part, "bad": bad, "unread": unread, "seconds": seconds, "images": len(batch["view"])}
         return {"row": np.array([json.dumps(row)])}
+
+
+def _stated(batch: Batch, key: str, reason: str) -> dict[str, str]:
+    """The reasons that a batch states, by another of its columns."""
+    return {str(batch[key][i]): str(batch[reason][i]) for i in np.flatnonzero(batch[reason] != "")}
 
 
 def extract(
@@ -161,6 +182,7 @@ def extract(
             bank.table.enter([part])
             result.added += part.rows
         result.bad |= row["bad"]
+        result.unread |= row["unread"]
         for stage, seconds in row["seconds"].items():
             result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
         done += row["images"]

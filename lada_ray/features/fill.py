@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lada_ray.domains.base import Domain, Sample
@@ -56,14 +56,27 @@ class Images:
 
 
 def choose_images(
-    domains: Sequence[Domain], index: FileIndex, choice: Choice, run: str, progress: Progress
+    domains: Sequence[Domain],
+    index: FileIndex,
+    choice: Choice,
+    run: str,
+    progress: Progress,
+    unread: Mapping[str, str] | None = None,
 ) -> Images:
     """Choose every domain's images, hashing (in Ray tasks) those that are new or changed.
+
+    Args:
+        domains: the listed domains.
+        index: what is known of their files.
+        choice: what to choose.
+        run: id of the run.
+        progress: called with ("hash", files done, files to do).
+        unread: reason by URI, of files that cannot be read though they could be hashed.
 
     Raises:
         InputError: more than `max_bad_share` of the images are bad, or a class has none left.
     """
-    images = Images([], {})
+    images = Images([], {}, dict(unread or {}))
     reasons = index.bad()
     while True:
         images.selections = [
@@ -112,7 +125,10 @@ def fill_bank(
     total = Extraction()
     before: list[Gap] = []
     while True:
-        images = choose_images(domains, index, choice, run, progress)
+        images = choose_images(domains, index, choice, run, progress, total.unread)
+        # Noted before anything is encoded: nobody removes meanwhile what is added now.
+        pairs = images.pairs()
+        bank.note_needs(run, [sha for sha, _ in pairs], [view for _, view in pairs])
         gaps = find_gaps(images, bank)
         if not gaps:
             return images, total
@@ -123,6 +139,7 @@ def fill_bank(
         index.add_bad(done.bad, run)
         total.added += done.added
         total.bad |= done.bad
+        total.unread |= done.unread
         total.seconds = {k: total.seconds.get(k, 0) + done.seconds.get(k, 0) for k in {*total.seconds, *done.seconds}}
 
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ MERGED_ROWS = 65_536
 # Parts that a merge replaced stay readable this long, for readers that still hold the old manifest.
 RETIRED_KEPT_S = 24 * 3600.0
 REPLACE_TRIES = 100
+# In a part's metadata: the names of those that it was made from.
+REPLACES = b"replaces"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Part:
     rows: int
     bytes: int
     by: dict[str, int]
-    """Rows added, by run id: it survives merging, so a run's own additions can be counted across its restarts."""
+    """Rows added, by run id: it survives merging and pruning, so that a run's own additions can be counted across its
+    restarts."""
 
 
 @dataclass
@@ -81,9 +84,19 @@ class PartTable:
         rows = table.cast(self.schema).replace_schema_metadata({"run": run})
         return self._put(rows, {run: table.num_rows})
 
-    def _put(self, table: pa.Table, by: dict[str, int]) -> Part:
+    def rewrite(self, old: list[Part], table: pa.Table, readable: bool = True) -> None:
+        """Count one part with these rows (or none, if there are none) instead of `old`; see `exchange`."""
+        by: dict[str, int] = {}
+        for part in old:
+            by = {run: by.get(run, 0) + part.by.get(run, 0) for run in {**by, **part.by}}
+        new = [self._put(table.cast(self.schema), by, [part.name for part in old])] if table.num_rows else []
+        self.exchange(old, new, readable)
+
+    def _put(self, table: pa.Table, by: dict[str, int], replaces: Sequence[str] = ()) -> Part:
         sink = io.BytesIO()
         metadata = {**(table.schema.metadata or {}), b"by": json.dumps(by).encode()}
+        if replaces:
+            metadata[REPLACES] = json.dumps(list(replaces)).encode()
         pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
         data = sink.getvalue()
         name = f"{hashlib.sha256(data).hexdigest()[:32]}.parquet"
@@ -104,16 +117,21 @@ class PartTable:
 
     def adopt(self) -> int:
         """Enter the parts that killed writers left behind; returns how many."""
+        self.sweep()
         manifest = self.manifest()
         found = [entry.key.rpartition("/")[2] for entry in self.store.list("parts")]
         lost = [name for name in found if name not in manifest.parts and name not in manifest.retired]
-        self.enter([self._describe(name) for name in lost])
-        return len(lost)
+        parts = [part for part in map(self._describe, lost) if part is not None]
+        self.enter(parts)
+        return len(parts)
 
-    def _describe(self, name: str) -> Part:
+    def _describe(self, name: str) -> Part | None:
         with self.store.open(f"parts/{name}") as file:
             meta = pq.read_metadata(file)
             size = file.seek(0, io.SEEK_END)
+        # What a killed merge wrote holds rows that still count elsewhere: entered, they would count twice.
+        if REPLACES in meta.metadata:
+            return None
         return Part(name, meta.num_rows, size, json.loads(meta.metadata[b"by"]))
 
     def read(self, name: str, columns: list[str]) -> pa.Table:
@@ -137,22 +155,27 @@ class PartTable:
             return 0
         groups = list(_groups(small))
         for group in groups:
-            table = pa.concat_tables(self.read(part.name, self.schema.names) for part in group)
-            by: dict[str, int] = {}
-            for part in group:
-                by = {run: by.get(run, 0) + part.by.get(run, 0) for run in {**by, **part.by}}
-            self.exchange(group, [self._put(table, by)])
+            self.rewrite(group, pa.concat_tables(self.read(part.name, self.schema.names) for part in group))
+        self.sweep()
         return sum(map(len, groups))
 
-    def exchange(self, old: list[Part], new: list[Part]) -> None:
-        """Count `new` instead of `old`, unless another process has already exchanged one of `old`."""
+    def exchange(self, old: list[Part], new: list[Part], readable: bool = True) -> None:
+        """Count `new` instead of `old`, unless another process has already exchanged one of `old`.
+
+        Args:
+            old: parts that count.
+            new: parts that were written.
+            readable: keep the files of `old` for a while; else the next `sweep` deletes them.
+        """
+        names = {part.name for part in new}
 
         def change(manifest: Manifest) -> bool:
             if any(part.name not in manifest.parts for part in old):
                 return False
             for part in old:
                 del manifest.parts[part.name]
-                manifest.retired[part.name] = time.time()
+                if part.name not in names:
+                    manifest.retired[part.name] = time.time() if readable else 0.0
             manifest.parts |= {part.name: part for part in new}
             return True
 

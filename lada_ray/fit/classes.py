@@ -110,12 +110,13 @@ def fit_classes(
     wanted = [Missing(d, "memory", vectors) for d in domains] + [Missing(d, "mixture", components) for d in domains]
     missing = [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
     load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
-    features = {m.images: load.remote(bank, m.images) for m in missing}
+    features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
     pending: dict[Any, int] = {}
     for m in missing:
         starts = range(0, len(m.images.classes), CHUNK)
-        chunks = [fit.remote(features[m.images], m, start) for start in starts]
-        pending[gather.remote(bank.store, m, *chunks)] = len(m.images.classes)
+        chunks = [fit.remote(features[m.images], m.kind, m.number, start) for start in starts]
+        key = m.images.key(m.kind, m.number)
+        pending[gather.remote(bank.store, m.kind, key, *chunks)] = len(m.images.classes)
     return _collect(pending, progress)
 
 
@@ -139,21 +140,23 @@ def _features(bank: FeatureBank, images: ClassImages) -> list[npt.NDArray[np.flo
     return np.split(flat, np.cumsum([len(group) for group in images.classes])[:-1])
 
 
-def _fit_chunk(features: list[npt.NDArray[np.float32]], missing: Missing, start: int) -> tuple[list[Any], float]:
+def _fit_chunk(
+    features: list[npt.NDArray[np.float32]], kind: Kind, number: int, start: int
+) -> tuple[list[Any], float]:
     """Fit `CHUNK` classes from `start` on; returns the fits and the seconds they took."""
     started = time.perf_counter()
     part = features[start : start + CHUNK]
-    if missing.kind == "memory":
+    if kind == "memory":
         unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in part]
-        return [init_memory(f, missing.number) for f in unit], time.perf_counter() - started
-    return [fit_mixture(f, missing.number) for f in part], time.perf_counter() - started
+        return [init_memory(f, number) for f in unit], time.perf_counter() - started
+    return [fit_mixture(f, number) for f in part], time.perf_counter() - started
 
 
-def _gather(store: Store, missing: Missing, *chunks: tuple[list[Any], float]) -> tuple[str, float]:
+def _gather(store: Store, kind: Kind, key: str, *chunks: tuple[list[Any], float]) -> tuple[str, float]:
     fits = [fit for chunk, _ in chunks for fit in chunk]
-    arrays = MemoryInit(*stack_memory(fits)) if missing.kind == "memory" else stack_mixtures(fits)
-    _save(store, missing.images.key(missing.kind, missing.number), arrays)
-    return missing.kind, sum(seconds for _, seconds in chunks)
+    arrays = MemoryInit(*stack_memory(fits)) if kind == "memory" else stack_mixtures(fits)
+    _save(store, key, arrays)
+    return kind, sum(seconds for _, seconds in chunks)
 
 
 def stack_mixtures(mixtures: Sequence[Mixture]) -> Mixtures:

@@ -66,7 +66,13 @@ def weighted_loss_backward(
     """
     tau, alpha, beta = scales
     width = len(old.text) + len(new.text) * (1 + new.memory.shape[1])
+    # A worker without rows (more workers than rows) still shares gradients with the others: of zeros.
+    for leaf in (new.text, new.memory):
+        if leaf.requires_grad and leaf.grad is None:
+            leaf.grad = torch.zeros_like(leaf)
     loss = 0.0
+    if len(rows.features) == 0:
+        return loss
     for part in torch.arange(len(rows.features)).split(max(1, MAX_LOGITS // max(1, width))):
         features, labels, weights = (t[part[0] : part[-1] + 1] for t in rows)
         with torch.no_grad():

@@ -1,0 +1,168 @@
+"""Rendering and encoding gaps: what a batch costs when something in it cannot be used, and what a kill costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from lada_ray.domains import Domain
+from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray.features import extract as module
+from lada_ray.features.bank import FeatureBank
+from lada_ray.features.extract import EncodeViews, Extraction, Gap, Pool, RenderViews, extract
+from lada_ray.features.parts import Part
+from lada_ray.store import open_store
+from lada_ray.views import decode, render
+
+VIEWS = ("test", "crop_flip/0", "crop_flip/1")
+
+
+def gap(path: str | Path, views: tuple[str, ...] = VIEWS) -> Gap:
+    return Gap(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest(), views)
+
+
+def batch(gaps: list[Gap]) -> dict[str, np.ndarray]:
+    return {
+        "uri": np.array([g.uri for g in gaps]),
+        "sha256": np.array([g.sha256 for g in gaps]),
+        "views": np.array([" ".join(g.views) for g in gaps]),
+    }
+
+
+def joined(gaps: list[Gap], spec: EncoderSpec) -> dict[str, np.ndarray]:
+    rows = list(RenderViews(spec.preprocess)(batch(gaps)))
+    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+
+
+def draw(path: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_every_missing_view_is_rendered_as_uint8(tmp_path: Path, tiny_encoder: EncoderSpec) -> None:
+    g = gap(draw(tmp_path / "a.png", 0))
+    (rows,) = RenderViews(tiny_encoder.preprocess)(batch([g]))
+    assert (rows["pixels"].shape, rows["pixels"].dtype) == ((3, 32, 32, 3), np.uint8)
+    assert rows["view"].tolist() == list(VIEWS)
+    image = decode(Path(g.uri).read_bytes())
+    for view, pixels in zip(VIEWS, rows["pixels"], strict=True):
+        assert np.array_equal(pixels, render(image, g.sha256, view, tiny_encoder.preprocess))
+
+
+def test_an_image_that_cannot_be_used_costs_one_row_with_its_reason(
+    tmp_path: Path, tiny_encoder: EncoderSpec
+) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    changed, gone = draw(tmp_path / "changed.png", 0), draw(tmp_path / "gone.png", 1)
+    gaps = [gap(tmp_path / "text.png"), gap(changed), gap(gone), gap(draw(tmp_path / "good.png", 2))]
+    draw(changed, 3)
+    gone.unlink()
+    rows = joined(gaps, tiny_encoder)
+    assert rows["sha256"].tolist() == [gaps[0].sha256, gaps[1].sha256, gaps[2].sha256, *[gaps[3].sha256] * 3]
+    assert rows["reason"].tolist() == ["not an image that Pillow can read", *[""] * 5]
+    unread = rows["unread"].tolist()
+    assert unread[1] == "cannot be read: the file changed while the run was reading it; start again"
+    assert unread[2].startswith("cannot be read: [Errno 2]")
+    assert [unread[0], *unread[3:]] == [""] * 4
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> FeatureBank:
+    return FeatureBank(open_store(tmp_path / "features"), "key", 32)
+
+
+def test_the_actor_writes_a_part_and_says_so(
+    tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank
+) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    bad, good = gap(tmp_path / "text.png"), gap(draw(tmp_path / "good.png", 0))
+    lost = Gap(str(tmp_path / "gone.png"), "0" * 64, VIEWS)
+    actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
+    (line,) = actor(joined([bad, good, lost], tiny_encoder))["row"]
+    row = json.loads(line)
+    assert list(row["bad"]) == [bad.sha256]
+    assert list(row["unread"]) == [lost.uri]
+    assert row["images"] == 5
+    bank.table.enter([Part(**row["part"])])
+    pixels = joined([good], tiny_encoder)["pixels"]
+    expected = load_encoder(tiny_encoder, "cpu").encode_pixels(pixels)
+    assert np.array_equal(bank.fetch([good.sha256], VIEWS)[0], expected)
+
+
+def test_features_that_are_not_finite_are_bad_images(
+    tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
+    a, b = gap(draw(tmp_path / "a.png", 0), VIEWS[:1]), gap(draw(tmp_path / "b.png", 1), VIEWS[:1])
+    features = np.array([[np.nan] * 32, [1.0] * 32], np.float32)
+    monkeypatch.setattr(actor.encoder, "encode_pixels", lambda pixels: features)
+    row = json.loads(actor(joined([a, b], tiny_encoder))["row"][0])
+    assert row["bad"] == {a.sha256: "the encoder gives NaN or infinite features"}
+    assert row["part"]["rows"] == 1
+
+
+def test_the_same_batch_again_is_the_same_part(
+    tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank
+) -> None:
+    rows = joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder)
+    actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
+    parts = [json.loads(actor(rows)["row"][0])["part"] for _ in range(2)]
+    assert parts[0] == parts[1]
+
+
+def test_without_gaps_nothing_starts(tiny_encoder: EncoderSpec, bank: FeatureBank) -> None:
+    assert extract([], tiny_encoder, bank, Pool(1, 1, 0), "r", lambda a, b: None) == Extraction()
+
+
+def encoder_actors() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "MapWorker" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_killed_encoder_loses_and_doubles_nothing(
+    tiny_domains: tuple[Domain, ...],
+    tiny_encoder: EncoderSpec,
+    bank: FeatureBank,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_local: None,
+) -> None:
+    monkeypatch.setattr(module, "ENCODE_VIEWS", 8)
+    monkeypatch.setattr(module, "READ_IMAGES", 4)
+    gaps = [gap(sample.uri, ("test", "crop_flip/0")) for domain in tiny_domains for sample in domain.train]
+    told: list[tuple[int, int]] = []
+    killed: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        if not killed:
+            for process in encoder_actors():
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append((process.pid, done))
+
+    result = extract(gaps, tiny_encoder, bank, Pool(1, 1, 0), "r", progress)
+    assert len(killed) == 1
+    assert killed[0][1] < 108
+    assert (result.added, result.bad, result.unread) == (108, {}, {})
+    assert told[-1] == (108, 108)
+    assert bank.table.added_by("r") == 108
+    features = bank.fetch([g.sha256 for g in gaps], ["test", "crop_flip/0"])
+    assert np.isfinite(features).all()
+    # What the dead actor had written but not reported is the same part as its successor's.
+    assert bank.table.adopt() == 0
+    assert set(result.seconds) == {"read", "decode", "encode"}
+    assert min(result.seconds.values()) > 0

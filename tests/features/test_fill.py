@@ -1,0 +1,216 @@
+"""From listed domains to a filled bank: each view once, damaged images replaced and listed, restarts bit-equal."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from lada_ray.domains import Domain, FolderSpec, choose
+from lada_ray.encoder import EncoderSpec
+from lada_ray.errors import InputError
+from lada_ray.features.bank import FeatureBank
+from lada_ray.features.extract import Extraction, Pool
+from lada_ray.features.fill import Choice, Images, choose_images, fill_bank, find_gaps
+from lada_ray.features.index import FileIndex
+from lada_ray.store import join, open_store
+
+ALL = Choice(shots=None, views=2, seed=0)
+
+
+@dataclass
+class Filling:
+    """A features folder and everything that `fill_bank` needs besides the domains."""
+
+    folder: str
+    spec: EncoderSpec
+
+    @property
+    def bank(self) -> FeatureBank:
+        return FeatureBank(open_store(self.folder), "key", 32)
+
+    @property
+    def index(self) -> FileIndex:
+        return FileIndex(open_store(self.folder))
+
+    def fill(self, domains: Sequence[Domain], choice: Choice, run: str = "r") -> tuple[Images, Extraction]:
+        return fill_bank(
+            domains, self.spec, self.bank, self.index, choice, Pool(1, 1, 0), run, lambda *_: None
+        )
+
+
+def fetched(filling: Filling, images: Images) -> dict[tuple[str, str], bytes]:
+    """The bytes of every feature that a run needs."""
+    return {(sha, view): filling.bank.fetch([sha], [view]).tobytes() for sha, view in images.pairs()}
+
+
+@pytest.fixture(scope="module")
+def filled(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_encoder: EncoderSpec,
+    tiny_domains: tuple[Domain, ...],
+    ray_local: None,
+) -> Filling:
+    """All images of the tiny domains under two views. Not to be changed."""
+    filling = Filling(str(tmp_path_factory.mktemp("filled")), tiny_encoder)
+    images, done = filling.fill(tiny_domains, ALL, "first")
+    assert images.bad == []
+    # 3 domains: 18 training images under 3 views, 12 test images under one.
+    assert (done.added, filling.bank.size().views) == (3 * (18 * 3 + 12), 198)
+    return filling
+
+
+def copied(filled: Filling, folder: Path) -> Filling:
+    shutil.copytree(filled.folder, folder)
+    return Filling(str(folder), filled.spec)
+
+
+@pytest.mark.parametrize("choice", [ALL, Choice(3, 2, 1), Choice(2, 1, 7), Choice(None, 0, 3)])
+def test_what_is_in_the_bank_is_not_encoded_again(
+    filled: Filling, tiny_domains: tuple[Domain, ...], choice: Choice, tmp_path: Path
+) -> None:
+    filling = copied(filled, tmp_path / "copy")
+    images, done = filling.fill(tiny_domains, choice, "second")
+    assert (done, filling.bank.table.added_by("second")) == (Extraction(), 0)
+    assert [s.train for s in images.selections] == [
+        tuple(choose(d, choice.shots, choice.seed)) for d in tiny_domains
+    ]
+
+
+def test_a_restart_fills_the_gaps_with_the_same_bytes_and_more_views_extend(
+    filled: Filling, tiny_domains: tuple[Domain, ...], tmp_path: Path
+) -> None:
+    filling = copied(filled, tmp_path / "copy")
+    images = choose_images(tiny_domains, filling.index, ALL, "r", lambda *_: None)
+    before = fetched(filling, images)
+    lost = _lose_rows(filling.bank, share=0.4)
+    assert 40 < lost < 160
+    assert sum(len(g.views) for g in find_gaps(images, filling.bank)) == lost
+    images, done = filling.fill(tiny_domains, replace(ALL, views=3), "r")
+    assert done.added == lost + 3 * 18
+    after = fetched(filling, images)
+    assert len(after) == len(before) + 54
+    assert {pair: after[pair] for pair in before} == before
+
+
+def _lose_rows(bank: FeatureBank, share: float) -> int:
+    """Drop a random share of the bank's rows, as if they had been in flight when a run was killed."""
+    rng, lost = np.random.default_rng(0), 0
+    for part in list(bank.table.manifest().parts.values()):
+        table = bank.table.read(part.name, bank.table.schema.names)
+        keep = rng.random(table.num_rows) >= share
+        lost += int((~keep).sum())
+        bank.table.rewrite([part], table.filter(pa.array(keep)))
+    return lost
+
+
+def damaged_domain(root: Path) -> tuple[Domain, dict[str, str]]:
+    """40 images of two classes, five of them damaged; and what is wrong, by path."""
+    rng = np.random.default_rng(0)
+    for part, number in (("train", 12), ("test", 8)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i:02}.png")
+    domain = FolderSpec(name="damaged", root=str(root)).load("")
+    cats = [s.path for s in choose(domain, 12, 0) if s.label == 0]
+    wrong = {
+        cats[0]: "OSError: image file is truncated",
+        cats[1]: "not an image that Pillow can read",
+        "test/cat/03.png": "the file is empty",
+        "test/dog/01.png": "too large: 10001 x 10000 pixels",
+    }
+    data = (root / cats[0]).read_bytes()
+    (root / cats[0]).write_bytes(data[: len(data) // 2])
+    (root / cats[1]).write_text("this is a text")
+    (root / "test/cat/03.png").write_bytes(b"")
+    Image.new("1", (10001, 10000)).save(root / "test/dog/01.png")
+    # The same picture under another name, in the other part: it is encoded once.
+    shutil.copy(root / "test/cat/00.png", root / "test/cat/01.png")
+    # It was never chosen, so nobody finds out.
+    (root / cats[11]).write_bytes(b"")
+    return FolderSpec(name="damaged", root=str(root)).load(""), wrong
+
+
+def test_damaged_images_cost_themselves_and_are_replaced(
+    tmp_path: Path, tiny_encoder: EncoderSpec, ray_local: None
+) -> None:
+    domain, wrong = damaged_domain(tmp_path / "images")
+    filling = Filling(str(tmp_path / "features"), tiny_encoder)
+    choice = Choice(shots=3, views=1, seed=0, max_bad_share=0.2)
+    images, done = filling.fill([domain], choice)
+    (selection,) = images.selections
+    listed = {str(Path(bad.uri).relative_to(tmp_path / "images")): bad.reason for bad in images.bad}
+    assert sorted(listed) == sorted(wrong)
+    assert all(listed[path].startswith(reason) for path, reason in wrong.items()), listed
+    order = choose(domain, 12, 0)
+    assert selection.train == (*order[2:5], *order[12:15])
+    assert len(selection.test) == 16 - 2
+    # 6 shots under two views and 14 test images, two of which are the same picture.
+    assert done.added == filling.bank.table.added_by("r") == 6 * 2 + 13
+    assert find_gaps(images, filling.bank) == []
+
+    again, nothing = filling.fill([domain], choice, "second")
+    assert (again.selections, again.bad, nothing.added) == (images.selections, images.bad, 0)
+
+    with pytest.raises(InputError) as refused:
+        filling.fill([domain], replace(choice, max_bad_share=0.1))
+    assert "4 of 24 images are bad (16.7 %, max_bad_share 10.0%)" in str(refused.value)
+    assert all(path in str(refused.value) for path in wrong)
+
+
+def test_a_class_without_a_usable_image_is_refused_whatever_the_share(
+    tmp_path: Path, tiny_encoder: EncoderSpec, ray_local: None
+) -> None:
+    domain, _ = damaged_domain(tmp_path / "images")
+    filling = Filling(str(tmp_path / "features"), tiny_encoder)
+    cats = {s.uri: s for s in domain.train if s.label == 0}
+    shas = {hashlib.sha256(Path(uri).read_bytes()).hexdigest(): "broken" for uri in cats}
+    filling.index.add_bad(shas, "another run")
+    with pytest.raises(InputError, match="damaged: every training image of 'cat' is unusable"):
+        filling.fill([domain], Choice(3, 0, 0, max_bad_share=1.0))
+
+
+def test_a_file_that_vanished_says_nothing_about_its_bytes(
+    filled: Filling, tiny_domains: tuple[Domain, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(Path(tiny_domains[0].train[0].uri).parents[2], tmp_path / "fruit")
+    (domain,) = [FolderSpec(name="fruit", root=str(tmp_path / "fruit")).load("")]
+    filling = Filling(str(tmp_path / "features"), filled.spec)
+    choice = Choice(2, 0, 0, max_bad_share=0.5)
+    first = choose(domain, 2, 0)[0]
+    choose_images([domain], filling.index, choice, "r", lambda *_: None)
+    content = Path(first.uri).read_bytes()
+    Path(first.uri).unlink()
+    images, _ = filling.fill([domain], choice)
+    assert [bad.uri for bad in images.bad] == [first.uri]
+    assert filling.index.bad() == {}
+    Path(first.uri).write_bytes(content)
+    images, done = filling.fill([domain], choice)
+    assert (images.bad, done.added) == ([], 1)
+
+
+def test_images_and_bank_in_an_object_store(
+    s3: str, filled: Filling, tiny_domains: tuple[Domain, ...], ray_local: None
+) -> None:
+    local = tiny_domains[0]
+    remote = open_store(join(s3, "images"))
+    for sample in local.train + local.test:
+        remote.write(sample.path, Path(sample.uri).read_bytes())
+    domain = FolderSpec(name=local.name, root=remote.uri).load("")
+    assert [s.path for s in domain.train] == [s.path for s in local.train]
+    filling = Filling(join(s3, "features"), filled.spec)
+    images, done = filling.fill([domain], replace(ALL, views=1))
+    assert done.added == filling.bank.table.added_by("r") == 18 * 2 + 12
+    here, there = filled.bank, filling.bank
+    shas = images.shas(domain.train)
+    assert np.array_equal(there.fetch(shas, ["test", "crop_flip/0"]), here.fetch(shas, ["test", "crop_flip/0"]))
+    assert filling.fill([domain], replace(ALL, views=1))[1].added == 0

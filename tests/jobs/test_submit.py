@@ -1,0 +1,183 @@
+"""`ray job submit` against a cluster with token authentication, end to end, as README.md shows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from lada_ray import LadaModel
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def answers(url, token):
+    """Status of a request to the dashboard; 0 while nobody listens."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def stop(process):
+    """End a cluster: the process that started it, and everything below it; `ray stop` would end others' too."""
+    below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGTERM)
+    gone, left = psutil.wait_procs(below, timeout=3)
+    for one in left:
+        one.kill()
+    psutil.wait_procs(left, timeout=10)
+    process.kill()
+    process.wait(10)
+
+
+@contextmanager
+def cluster(environment, log):
+    """Start a head node on ports of its own; yields the dashboard's address and the folder of Ray's session."""
+    port, dashboard, agent, client = free_ports(4)
+    session = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path has at most 107 characters
+    ports = {"port": port, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
+    ports["ray-client-server-port"] = client
+    flags = [f"--{name}={value}" for name, value in ports.items()]
+    flags += ["--head", "--block", "--include-dashboard=true", "--num-cpus=2", "--disable-usage-stats"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [BIN / "ray", "start", *flags, f"--temp-dir={session}"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        until = time.monotonic() + 60
+        while answers(f"{address}/api/jobs/", environment["RAY_AUTH_TOKEN"]) != 200:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.3)
+        yield address, Path(session)
+    finally:
+        stop(process)
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def draw(folder):
+    """Four classes of coloured noise, in two domains."""
+    rng = np.random.default_rng(0)
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        for split, count in (("train", 3), ("test", 2)):
+            place = folder / f"domain{i // 2}" / split / name
+            place.mkdir(parents=True)
+            for k in range(count):
+                pixels = np.clip(rng.normal(colour, 20, (24, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{k}.png")
+
+
+def configuration(folder):
+    """A stream of seconds, named like the README's."""
+    domains = [{"name": f"domain{i}", "kind": "folder", "root": f"domain{i}"} for i in range(2)]
+    config = {
+        "name": "demo",
+        "storage": str(folder / "runs"),
+        "encoder": {"model": "demo-clip", "pretrained": "demo"},
+        "views": 1,
+        "method": {"epochs": 2, "memory_per_class": 2, "mixture_components": 2},
+        "domains": domains,
+    }
+    file = folder / "tiny.yaml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    return file
+
+
+@pytest.mark.timeout(240)
+def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monkeypatch, capsys):
+    draw(tmp_path)
+    config = configuration(tmp_path)
+    # What `source .venv/bin/activate` does: the cluster runs `python` from its own PATH.
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTHONPATH"):
+        environment.pop(name, None)
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    with cluster(environment, tmp_path / "ray.log") as (address, session):
+        assert answers(f"{address}/api/jobs/", None) == 401
+        submit = [
+            "job",
+            "submit",
+            "--address",
+            address,
+            "--working-dir",
+            ".",
+            "--runtime-env",
+            "runtime_env.yaml",
+        ]
+        job = ["python", "jobs/run_stream.py", "--config", str(config)]
+        done = subprocess.run(
+            [BIN / "ray", *submit, "--", *job],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "task 2 of 2: learnt domain1" in done.stdout
+        # The code came with the working folder, and neither it nor the tests' own things went anywhere else.
+        (package,) = session.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/lada_ray")
+        assert not (package.parent / "tests").exists()
+        assert not (package.parent / ".venv").exists()
+        # 4 classes, (3 training images x (1 + 1 view) + 2 test images) each
+        assert json.loads((tmp_path / "runs/demo/metrics.json").read_text())["images_encoded"] == 4 * 8
+        lines = (tmp_path / "runs/demo/accuracy_matrix.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == ["learnt", "domain0", "domain1"]
+
+    assert not session.exists()
+    model = LadaModel.load(tmp_path / "runs/demo/model")
+    assert model.class_names == ["green", "red", "blue", "yellow"]
+    ask_as_the_readme_does(tmp_path, monkeypatch, capsys)
+
+
+def ask_as_the_readme_does(folder, monkeypatch, capsys):
+    """Run README.md's Python in a folder that has the run and the picture it speaks of."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    shutil.copy(folder / "domain0/test/red/0.png", folder / "photo.png")
+    monkeypatch.chdir(folder)
+    exec(compile(block, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "['green', 'red', 'blue'] 2" in printed
+    assert re.search(r"domain +class +score", printed)

@@ -1,0 +1,191 @@
+"""The text tuner: size, start, formula; the trimmed context; and which text towers it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import open_clip.model
+import pytest
+import torch
+from open_clip.coca_model import CoCa
+from torch import Tensor, nn
+
+from lada_ray.method import draws
+from lada_ray.method.tuner import AdaptFormer, CausalTextTower, TextTuner, why_not_tunable
+
+CLIP, CUSTOM = open_clip.model.CLIP, open_clip.model.CustomTextCLIP
+Build = Callable[..., nn.Module]
+
+LAYOUTS = {
+    "CLIP": (CLIP, {}),
+    "CustomTextCLIP": (CUSTOM, {}),
+    "CLIP, end of text by id": (CLIP, {"pool_type": "eos", "eos_id": 49}),
+    "CustomTextCLIP, end of text by id": (CUSTOM, {"pool_type": "eos", "eos_id": 49}),
+    "layer scale": (CLIP, {"ls_init_value": 0.5}),
+    "linear projection": (CUSTOM, {"proj_bias": True}),
+    "no projection": (CUSTOM, {"proj_type": "none"}),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def model(request: pytest.FixtureRequest, build_clip: Build) -> nn.Module:
+    kind, text = LAYOUTS[request.param]
+    return build_clip(kind, **text)
+
+
+def make_tuner(tower: CausalTextTower, seed: int = 0, task: int = 0, bottleneck: int = 4) -> TextTuner:
+    return TextTuner(
+        tower.width, len(tower.blocks), bottleneck, draws.torch_generator(seed, "tuner", task)
+    )
+
+
+def shaken(tuner: TextTuner) -> TextTuner:
+    """Every weight moved, as after some training."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in tuner.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return tuner
+
+
+def reference_features(model: nn.Module, tokens: Tensor, tuner: TextTuner) -> Tensor:
+    """open_clip's own encode_text on the full context, the adapters written from the formula and hooked in.
+
+    x_out = FFN(LN(x)) + 0.1 · s · up(relu(down(LN'(x)))) + x
+    """
+    text = getattr(model, "text", model)
+    hooks = []
+    for block, adapter in zip(text.transformer.resblocks, tuner.adapters, strict=True):
+        inputs: dict[str, Tensor] = {}
+
+        def keep(_: nn.Module, args: tuple[Tensor], inputs: dict[str, Tensor] = inputs) -> None:
+            inputs["x"] = args[0]
+
+        def add(
+            _: nn.Module,
+            args: tuple[Tensor],
+            out: Tensor,
+            a: AdaptFormer = adapter,
+            inputs: dict[str, Tensor] = inputs,
+        ) -> Tensor:
+            x = inputs["x"]
+            centred = x - x.mean(-1, keepdim=True)
+            normed = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5)
+            normed = normed * a.norm.weight + a.norm.bias
+            hidden = (normed @ a.down.weight.T + a.down.bias).clamp(min=0)
+            return out + 0.1 * a.scale * (hidden @ a.up.weight.T + a.up.bias)
+
+        hooks += [block.ln_2.register_forward_pre_hook(keep), block.ls_2.register_forward_hook(add)]
+    try:
+        return model.encode_text(tokens)  # type: ignore[operator]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_number_of_weights() -> None:
+    tuner = TextTuner(512, 12, 16, torch.Generator())
+    assert sum(p.numel() for p in tuner.parameters()) == 215_244
+    assert [sum(p.numel() for p in m.parameters()) for m in (tuner.adapters[0].norm, tuner.adapters[0].down)] == [
+        1024,
+        8208,
+    ]
+
+
+def test_initial_weights() -> None:
+    adapter = AdaptFormer(512, 64, torch.Generator().manual_seed(0))
+    # Kaiming-normal, a = √5: standard deviation sqrt(2 / (1 + 5)) / sqrt(fan in).
+    assert adapter.down.weight.std().item() == pytest.approx((2 / 6 / 512) ** 0.5, rel=0.02)
+    assert adapter.down.weight.mean().item() == pytest.approx(0, abs=1e-3)
+    assert adapter.down.weight.abs().max() > 3 * adapter.down.weight.std()  # normal, not uniform
+    for zero in (adapter.down.bias, adapter.up.weight, adapter.up.bias, adapter.norm.bias):
+        assert not zero.any()
+    assert (adapter.norm.weight == 1).all()
+    assert adapter.scale.tolist() == [1]
+
+
+def test_initial_weights_are_a_function_of_seed_and_task(build_clip: Build) -> None:
+    tower = CausalTextTower(build_clip())
+
+    def down(seed: int, task: int) -> Tensor:
+        torch.manual_seed(seed + 17)  # the global generator has no say
+        return make_tuner(tower, seed, task).adapters[1].down.weight
+
+    assert torch.equal(down(0, 1), down(0, 1))
+    assert not torch.equal(down(0, 1), down(0, 2))
+    assert not torch.equal(down(0, 1), down(1, 1))
+    tuner = make_tuner(tower)
+    assert not torch.equal(tuner.adapters[0].down.weight, tuner.adapters[1].down.weight)
+
+
+def test_the_tower_is_open_clip_s_encode_text(model: nn.Module, prompts: Tensor) -> None:
+    tower = CausalTextTower(model)
+    torch.testing.assert_close(tower(prompts), model.encode_text(prompts), rtol=0, atol=1e-5)
+
+
+def test_trimming_changes_rounding_only(model: nn.Module, prompts: Tensor) -> None:
+    tower = CausalTextTower(model)
+    trimmed = tower.trim(prompts)
+    assert trimmed.shape == (5, 8)  # start, six words, end of text
+    torch.testing.assert_close(tower(trimmed), model.encode_text(prompts), rtol=0, atol=1e-5)
+    tuner = shaken(make_tuner(tower))
+    torch.testing.assert_close(tower(trimmed, tuner), tower(prompts, tuner), rtol=0, atol=1e-5)
+
+
+def test_training_starts_at_the_original_features_exactly(model: nn.Module, prompts: Tensor) -> None:
+    tower = CausalTextTower(model)
+    assert torch.equal(tower(tower.trim(prompts), make_tuner(tower)), tower(tower.trim(prompts)))
+
+
+def test_a_tuned_tower_follows_the_formula(model: nn.Module, prompts: Tensor) -> None:
+    tower = CausalTextTower(model)
+    tuner = shaken(make_tuner(tower))
+    tuned = tower(tower.trim(prompts), tuner)
+    torch.testing.assert_close(tuned, reference_features(model, prompts, tuner), rtol=0, atol=1e-5)
+    assert (tuned - tower(prompts)).abs().max() > 0.01
+
+
+def test_only_the_tuner_is_trained(build_clip: Build, prompts: Tensor) -> None:
+    model = build_clip().requires_grad_(True)
+    tower = CausalTextTower(model)
+    tuner = shaken(make_tuner(tower))
+    tower(prompts, tuner).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in tuner.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in tower.parameters())
+
+
+def test_a_prompt_as_long_as_the_context(build_clip: Build) -> None:
+    tower = CausalTextTower(build_clip())
+    tokens = torch.full((1, 12), 7)
+    tokens[0, -1] = 49
+    assert tower.trim(tokens).shape == (1, 12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "reason"),
+    [
+        (CUSTOM, {"no_causal_mask": True}, "bidirectional"),
+        (CUSTOM, {"pool_type": "last"}, "pools by 'last'"),
+        (CLIP, {"pool_type": "first"}, "pools by 'first'"),
+        (CoCa, {"embed_cls": True}, r"\(CoCa\)"),
+        (CUSTOM, {"scale_attn": True, "block_type": "custom"}, "blocks are CustomResidualAttentionBlock"),
+    ],
+)
+def test_other_towers_are_refused_with_the_reason(
+    kind: type[nn.Module], text: dict[str, object], reason: str, build_clip: Build
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        CausalTextTower(build_clip(kind, **text))
+
+
+def test_a_hugging_face_tower_is_refused() -> None:
+    class HFTextEncoder(nn.Module):
+        transformer = nn.Identity()
+
+    model: object = SimpleNamespace(text=HFTextEncoder())
+    assert why_not_tunable(model) == "the text tower is a HFTextEncoder, not open_clip's own transformer"  # type: ignore[arg-type]
+
+
+def test_native_towers_are_accepted(model: nn.Module) -> None:
+    assert why_not_tunable(model) is None

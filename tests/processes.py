@@ -1,0 +1,90 @@
+"""Running a job as a process of its own, and killing it or the Ray workers it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Job:
+    """A job's process, in a session of its own, with everything it started.
+
+    Args:
+        job: file name in jobs/.
+        arguments: of the command line.
+        log: where its output goes (appended).
+    """
+
+    def __init__(self, job: str, arguments: Sequence[str], log: Path) -> None:
+        environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1"}
+        self.log = log
+        with log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "jobs" / job), *arguments],
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+        self._seen: dict[int, psutil.Process] = {}
+
+    def descendants(self) -> list[psutil.Process]:
+        """Everything the job has started so far and that still lives; remembered, so that `kill` leaves nothing."""
+        try:
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            found = []
+        self._seen |= {process.pid: process for process in found}
+        return [process for process in self._seen.values() if process.is_running()]
+
+    def workers(self, name: str) -> list[psutil.Process]:
+        """Ray workers whose title contains `name`, such as MapWorker or RayTrainWorker."""
+        found = []
+        for process in self.descendants():
+            try:
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
+    def wait_for(self, condition: Callable[[], object], timeout: float) -> bool:
+        """Wait until the condition holds; False when the job ended or time ran out first."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if condition():
+                return True
+            if self.process.poll() is not None:
+                return bool(condition())
+            self.descendants()
+            time.sleep(0.05)
+        return False
+
+    def kill(self) -> None:
+        """SIGKILL the driver alone, then wait until its Ray processes have noticed."""
+        self.descendants()
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        psutil.wait_procs(self._seen.values(), timeout=20)
+        for process in self._seen.values():
+            if process.is_running():
+                process.kill()
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the end; returns the exit code."""
+        return self.process.wait(timeout)
+
+    def output(self) -> str:
+        """Everything printed so far."""
+        return self.log.read_text(errors="replace")
