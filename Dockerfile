@@ -8,9 +8,9 @@
 # Every node of a cluster has to run the same image: Ray insists on one Python and one Ray version.
 FROM python:3.11-slim
 
-# wget and procps are what KubeRay's probes and Ray's own commands call; libgomp is scikit-learn's and torch's.
+# wget and procps are what KubeRay's probes and Ray's own commands call.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgomp1 procps wget \
+    && apt-get install --yes --no-install-recommends procps wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 ray
 

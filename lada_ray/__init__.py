@@ -4,7 +4,7 @@
 
     config = lada_ray.StreamConfig.from_yaml("configs/demo.yaml", overrides={"method.beta": 2.0})
     result = lada_ray.run_stream(config)
-    model = lada_ray.LadaModel.load(result.model_path)
+    model = lada_ray.load(result.model_path)
     model.predict(["photo.jpg"], extra_classes=["a class not learnt"])
 """
 
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from lada_ray.model import LadaModel
     from lada_ray.results import StreamResult
     from lada_ray.stream import run_stream
+    from lada_ray.tracking import load
 
-__all__ = ["LadaModel", "StreamConfig", "StreamResult", "run_stream"]
+__all__ = ["LadaModel", "StreamConfig", "StreamResult", "load", "run_stream"]
 
 # Imported when first asked for: a Ray worker that only hashes files should not wait for torch and MLflow.
 _HOMES = {
     "LadaModel": "lada_ray.model",
     "StreamConfig": "lada_ray.config",
     "StreamResult": "lada_ray.results",
+    "load": "lada_ray.tracking",
     "run_stream": "lada_ray.stream",
 }
 

@@ -92,6 +92,16 @@ class Run:
         for key in sorted(keys, key=lambda key: key != f"model/{MODEL}"):
             self.store.delete(key)
 
+    def record(self, digest: str) -> Json:
+        """The side file of a task: timings, losses, counts."""
+        return json.loads(self.store.read(f"tasks/{digest}.json"))
+
+    def tidy(self) -> None:
+        """Remove what only serves going on after a kill: training state, and Ray Train's own notes."""
+        for folder in ("checkpoint", "train"):
+            for entry in list(self.store.list(folder)):
+                self.store.delete(entry.key)
+
     @property
     def packs(self) -> tuple[str, ...]:
         """Digests of the committed packs, in order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any
 
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
+from lada_ray.errors import LadaError
 from lada_ray.evaluate import Evaluation, Row, evaluate_row, load_tests, predict_examples
 from lada_ray.features.fill import Images
 from lada_ray.fit.task import FitPlan, TrainResources
@@ -31,7 +32,7 @@ from lada_ray.report import print_table
 from lada_ray.results import Story, StreamResult, accuracy_table, metrics_of, write_report, write_results
 from lada_ray.run import Run, RunLedger
 from lada_ray.store import Store, join
-from lada_ray.tracking import BackgroundTracker, Tracker, flat_params, how_to_open
+from lada_ray.tracking import BackgroundTracker, Tracker, flat_params, how_to_open, upload_artifacts
 from lada_ray.training import Background, Watcher
 
 POLL_S = 0.25
@@ -61,7 +62,8 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
         images, extraction = encode_images(stream, run, console)
         tasks = plan_tasks(stream, images)
         run.begin(config, stream.spec, stream.info, pack_identities(stream, images))
-        class_seconds = fit_all_classes(stream, tasks[len(run.packs) :], console)
+        learnt_before = len(run.packs)
+        class_seconds = fit_all_classes(stream, tasks[learnt_before:], console)
 
         evaluator = Evaluator(run.store, plan_evaluation(stream, images, run), console)
         rows = [evaluator.row([], "zero-shot")]
@@ -70,7 +72,8 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
             console.say(progress_line(rows, len(tasks)))
             tracker.sync()
 
-        busy = {**extraction.seconds, **class_seconds}
+        fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
+        busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}
         return finish(stream, run, images, evaluator, rows, busy, console)
 
 
@@ -88,24 +91,28 @@ def learn(
         (domain, digests of all packs up to it) for every task of the stream: those of earlier starts at once, the
         others as soon as their pack is committed.
     """
-    names, shown = stream.names, 0
-    training, watch = None, None
-    while shown < len(names):
+    names, shown, announced = stream.names, 0, -1
+    training: Background | None = None
+    watch: Watcher | None = None
+    while True:
         over = training is not None and training.over
         packs = run.packs
         for done in range(shown + 1, len(packs) + 1):
             yield names[done - 1], packs[:done]
-        shown = len(packs)
-        if shown < len(names) and training is None:
+        if len(packs) == len(names):
+            break
+        if training is None or watch is None:
             watch = Watcher()
             training = _start_training(stream, run, plan, identities, watch)
-        if shown < len(names) and training and watch:
-            if over:
-                training.join()
-            run.lease.check()
-            tracker.start_task(names[shown], shown)
-            with console.stage("learn"):
-                _wait_for(training, watch, console)
+        elif over:
+            training.join()
+            raise LadaError(f"training ended after {len(packs)} of {len(names)} tasks; start the run again")
+        if announced != len(packs):
+            tracker.start_task(names[len(packs)], len(packs))
+        shown = announced = len(packs)
+        run.lease.check()
+        with console.stage("learn"):
+            _wait_for(training, watch, console)
     if training is not None:
         with console.stage("stop Ray Train"):
             training.join()
@@ -184,11 +191,29 @@ def progress_line(rows: Sequence[Row], tasks: int) -> str:
     )
 
 
+def upload_in_task(tracking_uri: str, run_id: str, store_uri: str, files: Mapping[str, str]) -> None:
+    """`upload_artifacts` in a Ray task: large artifacts do not pass through the driver."""
+    import ray
+
+    ray.get(ray.remote(upload_artifacts).remote(tracking_uri, run_id, store_uri, dict(files)))
+
+
 @contextmanager
 def tracked(config: StreamConfig, uri: str, run: Run, console: Console) -> Iterator[BackgroundTracker]:
     """MLflow beside the run: opened in the background, closed with the status that fits how the block ends."""
-    params = flat_params(config.model_dump(mode="json"))
-    tracker = BackgroundTracker(Tracker(run.store, uri, config.tracking.experiment, config.name, params, console.say))
+    tracker = BackgroundTracker(
+        Tracker(
+            run.store,
+            uri,
+            config.tracking.experiment,
+            config.name,
+            flat_params(config.model_dump(mode="json")),
+            console.say,
+            # Only a database on this machine is written from here; to a server whoever is near the storage uploads.
+            upload=upload_artifacts if uri.startswith("sqlite:") else upload_in_task,
+            registered_model=config.tracking.registered_model,
+        )
+    )
     tracker.open()
     try:
         yield tracker
@@ -211,50 +236,46 @@ def finish(
     """Write matrix, metrics, bad images and report, and return the result."""
     accuracy, packs = accuracy_table(rows[1:]), run.packs
     metrics = metrics_of(accuracy, rows[0], stream.bank.table.added_by(run.id))
-    story = Story(
-        subtitle=subtitle(stream),
-        counts=_counts(images, metrics),
-        commands=next_steps(stream.config, run.store.uri),
-        config=stream.config.to_yaml(),
-    )
     with console.stage("report"):
-        if not write_results(run.store, accuracy, metrics, images):
-            return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs)
-        story.timings = {"wall": dict(console.seconds), "busy": busy}
-        story.wall_seconds = console.wall_seconds
-        loaded = [TaskPack.read(run.model_store, digest) for digest in packs]
-        examples = evaluator.examples(packs)
-        write_report(run.store, accuracy, (rows[0], rows[-1]), loaded, images, examples, story)
+        if write_results(run.store, accuracy, metrics, images):
+            loaded = [TaskPack.read(run.model_store, digest) for digest in packs]
+            examples = evaluator.examples(packs)
+            story = _story(stream, run, images, metrics, busy, console)
+            write_report(run.store, accuracy, (rows[0], rows[-1]), loaded, images, examples, story)
+    run.tidy()
     return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs)
 
 
-def subtitle(stream: Stream) -> str:
-    """One line on what was run."""
-    c = stream.config
-    shots = "all images" if c.shots is None else f"{c.shots} shots"
-    return f"{c.method.kind.upper()}, {stream.spec.model}, {shots}, {c.views} views, seed {c.seed}"
-
-
-def _counts(images: Images, metrics: dict[str, Any]) -> dict[str, int]:
-    views = len(images.pairs())
-    return {
-        "domains": len(images.selections),
-        "classes": sum(len(s.domain.class_names) for s in images.selections),
-        "training images": sum(len(s.train) for s in images.selections),
-        "test images": sum(len(s.test) for s in images.selections),
-        "image views used": views,
-        "of them encoded by this run": metrics["images_encoded"],
-        "bad images": len(images.bad),
-    }
+def _story(
+    stream: Stream, run: Run, images: Images, metrics: dict[str, Any], busy: dict[str, float], console: Console
+) -> Story:
+    config = stream.config
+    shots = "all images" if config.shots is None else f"{config.shots} shots"
+    return Story(
+        subtitle=f"{config.method.kind.upper()}, {stream.spec.model}, {shots}, {config.views} views, seed {config.seed}",
+        timings={"wall clock": dict(console.seconds), "busy workers": busy},
+        wall_seconds=console.wall_seconds,
+        counts={
+            "domains": len(images.selections),
+            "classes": sum(len(s.domain.class_names) for s in images.selections),
+            "training images": sum(len(s.train) for s in images.selections),
+            "test images": sum(len(s.test) for s in images.selections),
+            "image views used": len(images.pairs()),
+            "of them encoded by this run": metrics["images_encoded"],
+            "bad images": len(images.bad),
+        },
+        commands=next_steps(config, run.store.uri),
+        config=config.to_yaml(),
+    )
 
 
 def next_steps(config: StreamConfig, folder: str) -> list[tuple[str, str]]:
     """What to do with a finished run: (what it does, the exact command)."""
-    load = f"python -c \"import lada_ray; print(lada_ray.LadaModel.load('{folder}/model').predict(['IMAGE.png']))\""
+    code = f"import lada_ray; print(lada_ray.LadaModel.load('{folder}/model').predict(['IMAGE']))"
     return [
-        ("ask the model", load),
+        ("ask the model", f'python -c "{code}"'),
         ("look at the tracked run", how_to_open(tracking_uri(config, os.environ))),
-        ("run it another way", "python jobs/run_stream.py --config CONFIG --method.beta 2 --name hot"),
+        ("run it another way", f"python jobs/run_stream.py --config {folder}/config.yaml --method.beta 2 --name hot"),
     ]
 
 

@@ -41,6 +41,7 @@ from filelock import FileLock
 from lada_ray.config import mlflow_uri
 from lada_ray.errors import InputError
 from lada_ray.lease import Lease
+from lada_ray.model import LadaModel
 from lada_ray.report import matrix_figure_png
 from lada_ray.store import Store, open_store
 
@@ -399,8 +400,9 @@ class _Stream:
             self.client.log_batch(run_id, metrics=batches[-1], tags=marks)
 
     def start_task(self, domain: str, position: int) -> None:
-        """Open a nested run for the task that begins."""
-        self.begun[position] = self._create_task_run(domain, position)
+        """Open a nested run for the task that begins; once, however often it is called."""
+        if position not in self.begun:
+            self.begun[position] = self._create_task_run(domain, position)
 
     def _create_task_run(self, domain: str, position: int, started: str | None = None) -> str:
         tags = {ROLE_TAG: "task", "mlflow.parentRunId": self.parent, "lada_ray.domain": domain}
@@ -464,6 +466,19 @@ class _Stream:
             self._log_picture(matrix, results.get("zero_shot_per_domain"))
         self._log(self.parent, _metrics(values, _milliseconds(written), step=tasks), tags={FILES_TAG: files})
         self.files = files
+
+    def register(self, name: str, digest: str) -> None:
+        """Make the uploaded model a version of a registered model, unless the one with this newest pack is there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException:
+            self.client.create_registered_model(name)
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        if all(version.tags.get(PACK_TAG) != digest for version in versions):
+            source = f"{self.client.get_run(self.parent).info.artifact_uri}/model"
+            self.client.create_model_version(name, source, self.parent, tags={PACK_TAG: digest})
 
     def _not_uploaded(self, files: Mapping[str, str]) -> dict[str, str]:
         """Leave out packs that are among the artifacts: they are immutable."""
@@ -594,6 +609,7 @@ class Tracker:
         say: told, once, that MLflow cannot be reached, and what to do.
         upload: copies artifacts (`upload_artifacts`, or a wrapper that runs it elsewhere and waits for it).
         retry_after: seconds in which calls are skipped after one failed.
+        registered_model: the finished model becomes a new version of this registered model.
 
     Attributes:
         seconds: time spent in calls so far, for the `track` stage.
@@ -609,8 +625,10 @@ class Tracker:
         say: Say = print,
         upload: Upload = upload_artifacts,
         retry_after: float = 120.0,
+        registered_model: str | None = None,
     ) -> None:
         self.seconds = 0.0
+        self._registered_model = registered_model
         self._folder = RunFolder(store)
         self._uri, self._experiment, self._name = uri, experiment, name
         self._params = dict(params or {})
@@ -672,6 +690,8 @@ class Tracker:
             self._sync(stream)
             tasks = len(self._folder.packs())
             stream.log_results(self._folder, tasks, self._upload, with_model=status == "FINISHED")
+            if self._registered_model and status == "FINISHED":
+                stream.register(self._registered_model, self._folder.packs()[-1])
             stream.close(status, self._folder.written("metrics.json") if status == "FINISHED" else None)
 
         return self._attempt(complete, last=True)
@@ -766,6 +786,26 @@ class BackgroundTracker:
         return done
 
 
+def load(uri: str, tracking_uri: str | None = None) -> LadaModel:
+    """Load a model from a path, a storage URI, or MLflow's `models:/name@alias`, `models:/name/1`, `runs:/id/model`.
+
+    Args:
+        uri: where the model is.
+        tracking_uri: the MLflow that knows it; by default MLFLOW_TRACKING_URI.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        IntegrityError: a pack is missing, cut short or changed.
+        mlflow.exceptions.MlflowException: MLflow does not know it.
+    """
+    if not uri.startswith(("models:/", "runs:/")):
+        return LadaModel.load(uri)
+    with quiet_client(timeout=120):
+        from mlflow.artifacts import download_artifacts
+
+        return LadaModel.load(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
+
+
 def log_run(folder: str, uri: str | None = None, experiment: str | None = None, say: Say = print) -> bool:
     """Log to MLflow what is missing there of a run folder: after an outage, or into another MLflow.
 
@@ -794,7 +834,10 @@ def log_run(folder: str, uri: str | None = None, experiment: str | None = None, 
     chosen = experiment or settings.get("experiment") or "lada_ray"
     name = str(config.get("name") or posixpath.basename(folder.rstrip("/")))
     with Lease.acquire(store, say):
-        tracker = Tracker(store, tracking_uri, chosen, name, flat_params(config), say)
+        registered = settings.get("registered_model")
+        tracker = Tracker(
+            store, tracking_uri, chosen, name, flat_params(config), say, registered_model=registered
+        )
         logged = tracker.finish("FINISHED" if _is_complete(RunFolder(store), config) else "KILLED")
     if logged:
         say(f"All of {store.uri} is logged. To look at it: {how_to_open(tracking_uri)}")

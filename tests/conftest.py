@@ -125,7 +125,9 @@ def draw_domain(root: Path, hue: float, classes: int = 3, train: int = 6, test: 
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: EncoderSpec, ray_local: None) -> TinyWorld:
+def tiny_world(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: EncoderSpec, ray_local: None
+) -> TinyWorld:
     """A storage whose bank holds drawn features of two made-up domains, with k-means and mixtures fitted."""
     return TinyWorld(tmp_path_factory.mktemp("world"), tiny_encoder)
 
@@ -156,7 +158,9 @@ class TinyWorld:
         from lada_ray.domains import Domain, Sample
 
         def samples(part: str, number: int) -> tuple[Sample, ...]:
-            paths = [(j, f"{part}/{c}/{i}.png") for j, c in enumerate(self.classes[name]) for i in range(number)]
+            paths = [
+                (j, f"{part}/{c}/{i}.png") for j, c in enumerate(self.classes[name]) for i in range(number)
+            ]
             return tuple(Sample(f"{name}/{path}", path, j, 1, "v") for j, path in paths)
 
         return Domain(name, self.classes[name], samples("train", 6), samples("test", 5))
@@ -190,7 +194,9 @@ class TinyWorld:
             "name": name,
             "storage": str(self.storage),
             "encoder": {"model": "tiny", "pretrained": self.spec.pretrained},
-            "domains": [{"name": domain.name, "kind": "folder", "root": "/nowhere"} for domain in self.domains],
+            "domains": [
+                {"name": domain.name, "kind": "folder", "root": "/nowhere"} for domain in self.domains
+            ],
             "views": 2,
             **changes,
             "method": {**self.method, **changes.get("method", {})},

@@ -24,6 +24,8 @@ from lada_ray.views import Pixels
 # differs in its last bits, and features must not depend on what else was missing from the bank.
 BATCH = {"cpu": 64, "cuda": 256}
 PROMPT_BATCH = 256
+# What readers of weights raise when the file is something else.
+NOT_WEIGHTS = ("UnpicklingError", "EOFError", "KeyError", "StopIteration", "AttributeError", "SafetensorError")
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _why_not_loaded(error: Exception) -> str:
     if "size mismatch" in said or "Missing key" in said or "Unexpected key" in said:
         return f"does not fit the architecture: {said[:400]}"
     kind = type(error).__name__
-    if kind in ("UnpicklingError", "EOFError", "KeyError", "StopIteration", "AttributeError", "SafetensorError"):
+    if "PytorchStreamReader" in said or kind in NOT_WEIGHTS:
         return f"is damaged, or neither safetensors nor a state dict ({kind}: {said[-200:]})"
     return f"{kind}: {said[:400]}"
 

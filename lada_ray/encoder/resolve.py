@@ -181,7 +181,7 @@ def _claims(
     if _is_file(config.pretrained):
         claims |= _file_claims(Path(config.pretrained), problems)
     else:
-        claims |= _tag_claims(config, problems)
+        claims |= _tag_claims(config, architecture or {}, problems)
     return {source: said for source, said in claims.items() if said}
 
 
@@ -192,7 +192,9 @@ def _stated(model: Mapping[str, Any], preprocess: Mapping[str, Any]) -> dict[str
     return said
 
 
-def _tag_claims(config: EncoderConfig, problems: list[str]) -> dict[str, dict[str, Any]]:
+def _tag_claims(
+    config: EncoderConfig, architecture: Mapping[str, Any], problems: list[str]
+) -> dict[str, dict[str, Any]]:
     from open_clip import list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -202,7 +204,10 @@ def _tag_claims(config: EncoderConfig, problems: list[str]) -> dict[str, dict[st
         listed = f"its tags are {', '.join(tags)}" if tags else "it has no tags: give a weights file"
         problems.append(f"encoder.pretrained: {config.pretrained!r} is no tag of {config.model}; {listed}")
         return {}
-    return {f"the tag {config.pretrained}": {"quick_gelu": False, **_stated(tag, tag)}}
+    # A tag that does not mention quick GELU is without, unless there is no other architecture for it (roberta-ViT-B-32).
+    only_quick = config.architecture is None and architecture.get("quick_gelu") and not _has_twin(config.model)
+    implied = {} if only_quick else {"quick_gelu": False}
+    return {f"the tag {config.pretrained}": {**implied, **_stated(tag, tag)}}
 
 
 def _file_claims(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:

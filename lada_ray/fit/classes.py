@@ -25,6 +25,7 @@ from lada_ray.views import TEST_VIEW
 # Classes fitted by one Ray task: about a second of work.
 CHUNK = 32
 Kind = Literal["memory", "mixture"]
+STAGES: dict[Kind, str] = {"memory": "k-means", "mixture": "mixtures"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def fit_classes(
         progress: called with (classes done, classes to do).
 
     Returns:
-        Busy seconds by kind, over all tasks.
+        Busy seconds of "k-means" and "mixtures", over all tasks.
     """
     import ray
 
@@ -129,7 +130,7 @@ def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> d
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         done += pending.pop(ready)
         kind, busy = ray.get(ready)
-        seconds[kind] = seconds.get(kind, 0.0) + busy
+        seconds[STAGES[kind]] = seconds.get(STAGES[kind], 0.0) + busy
         progress(done, total)
     return seconds
 

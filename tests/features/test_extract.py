@@ -19,7 +19,7 @@ from lada_ray.features import extract as module
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.extract import EncodeViews, Extraction, Gap, Pool, RenderViews, extract
 from lada_ray.features.parts import Part
-from lada_ray.store import open_store
+from lada_ray.store import join, open_store
 from lada_ray.views import decode, render
 
 VIEWS = ("test", "crop_flip/0", "crop_flip/1")
@@ -137,10 +137,11 @@ def encoder_actors() -> list[psutil.Process]:
 def test_a_killed_encoder_loses_and_doubles_nothing(
     tiny_domains: tuple[Domain, ...],
     tiny_encoder: EncoderSpec,
-    bank: FeatureBank,
+    s3: str,
     monkeypatch: pytest.MonkeyPatch,
     ray_local: None,
 ) -> None:
+    bank = FeatureBank(open_store(join(s3, "killed")), "key", 32)
     monkeypatch.setattr(module, "ENCODE_VIEWS", 8)
     monkeypatch.setattr(module, "READ_IMAGES", 4)
     gaps = [gap(sample.uri, ("test", "crop_flip/0")) for domain in tiny_domains for sample in domain.train]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from PIL import Image
 from lada_ray.domains import Domain, FolderSpec, choose
 from lada_ray.encoder import EncoderSpec
 from lada_ray.errors import InputError
+from lada_ray.features import extract as extract_module
 from lada_ray.features.bank import FeatureBank
-from lada_ray.features.extract import Extraction, Pool
+from lada_ray.features.extract import EncodeViews, Extraction, Gap, Pool, RenderViews
 from lada_ray.features.fill import Choice, Images, choose_images, fill_bank, find_gaps
 from lada_ray.features.index import FileIndex
 from lada_ray.store import join, open_store
@@ -67,6 +69,25 @@ def filled(
     return filling
 
 
+@pytest.fixture
+def without_actors(filled: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read and encode in this process, since an actor takes seconds to start; `filled` was made by real ones."""
+
+    def pipeline(
+        gaps: Sequence[Gap], spec: EncoderSpec, bank: FeatureBank, pool: Pool, run: str
+    ) -> Iterator[dict[str, object]]:
+        columns = {
+            "uri": np.array([g.uri for g in gaps]),
+            "sha256": np.array([g.sha256 for g in gaps]),
+            "views": np.array([" ".join(g.views) for g in gaps]),
+        }
+        actor = EncodeViews(spec, bank, run, threads=1)
+        for rows in RenderViews(spec.preprocess)(columns):
+            yield from map(json.loads, actor(rows)["row"])
+
+    monkeypatch.setattr(extract_module, "_pipeline", pipeline)
+
+
 def copied(filled: Filling, folder: Path) -> Filling:
     shutil.copytree(filled.folder, folder)
     return Filling(str(folder), filled.spec)
@@ -84,6 +105,7 @@ def test_what_is_in_the_bank_is_not_encoded_again(
     ]
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_restart_fills_the_gaps_with_the_same_bytes_and_more_views_extend(
     filled: Filling, tiny_domains: tuple[Domain, ...], tmp_path: Path
 ) -> None:
@@ -140,9 +162,8 @@ def damaged_domain(root: Path) -> tuple[Domain, dict[str, str]]:
     return FolderSpec(name="damaged", root=str(root)).load(""), wrong
 
 
-def test_damaged_images_cost_themselves_and_are_replaced(
-    tmp_path: Path, tiny_encoder: EncoderSpec, ray_local: None
-) -> None:
+@pytest.mark.usefixtures("without_actors")
+def test_damaged_images_cost_themselves_and_are_replaced(tmp_path: Path, tiny_encoder: EncoderSpec) -> None:
     domain, wrong = damaged_domain(tmp_path / "images")
     filling = Filling(str(tmp_path / "features"), tiny_encoder)
     choice = Choice(shots=3, views=1, seed=0, max_bad_share=0.2)
@@ -179,6 +200,7 @@ def test_a_class_without_a_usable_image_is_refused_whatever_the_share(
         filling.fill([domain], Choice(3, 0, 0, max_bad_share=1.0))
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_file_that_vanished_says_nothing_about_its_bytes(
     filled: Filling, tiny_domains: tuple[Domain, ...], tmp_path: Path
 ) -> None:
@@ -198,8 +220,9 @@ def test_a_file_that_vanished_says_nothing_about_its_bytes(
     assert (images.bad, done.added) == ([], 1)
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_images_and_bank_in_an_object_store(
-    s3: str, filled: Filling, tiny_domains: tuple[Domain, ...], ray_local: None
+    s3: str, filled: Filling, tiny_domains: tuple[Domain, ...]
 ) -> None:
     local = tiny_domains[0]
     remote = open_store(join(s3, "images"))
@@ -212,5 +235,7 @@ def test_images_and_bank_in_an_object_store(
     assert done.added == filling.bank.table.added_by("r") == 18 * 2 + 12
     here, there = filled.bank, filling.bank
     shas = images.shas(domain.train)
-    assert np.array_equal(there.fetch(shas, ["test", "crop_flip/0"]), here.fetch(shas, ["test", "crop_flip/0"]))
+    assert np.array_equal(
+        there.fetch(shas, ["test", "crop_flip/0"]), here.fetch(shas, ["test", "crop_flip/0"])
+    )
     assert filling.fill([domain], replace(ALL, views=1))[1].added == 0

@@ -52,10 +52,10 @@ def answers(url, token):
 
 
 def stop(process):
-    """End a cluster: the process that started it, and everything below it; `ray stop` would end others' too."""
+    """End a cluster: the process that started it, and all below it; `ray stop` would end others' too."""
     below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
-    gone, left = psutil.wait_procs(below, timeout=3)
+    _, left = psutil.wait_procs(below, timeout=3)
     for one in left:
         one.kill()
     psutil.wait_procs(left, timeout=10)
@@ -65,7 +65,7 @@ def stop(process):
 
 @contextmanager
 def cluster(environment, log):
-    """Start a head node on ports of its own; yields the dashboard's address and the folder of Ray's session."""
+    """Start a head node on its own ports; yields the dashboard's address and the folder of Ray's session."""
     port, dashboard, agent, client = free_ports(4)
     session = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path has at most 107 characters
     ports = {"port": port, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
@@ -134,16 +134,8 @@ def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monke
 
     with cluster(environment, tmp_path / "ray.log") as (address, session):
         assert answers(f"{address}/api/jobs/", None) == 401
-        submit = [
-            "job",
-            "submit",
-            "--address",
-            address,
-            "--working-dir",
-            ".",
-            "--runtime-env",
-            "runtime_env.yaml",
-        ]
+        submit = ["job", "submit", "--address", address, "--working-dir", "."]
+        submit += ["--runtime-env", "runtime_env.yaml"]
         job = ["python", "jobs/run_stream.py", "--config", str(config)]
         done = subprocess.run(
             [BIN / "ray", *submit, "--", *job],
@@ -167,7 +159,7 @@ def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monke
 
     assert not session.exists()
     model = LadaModel.load(tmp_path / "runs/demo/model")
-    assert model.class_names == ["green", "red", "blue", "yellow"]
+    assert [label.name for label in model.class_names] == ["green", "red", "blue", "yellow"]
     ask_as_the_readme_does(tmp_path, monkeypatch, capsys)
 
 
@@ -179,5 +171,5 @@ def ask_as_the_readme_does(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "['green', 'red', 'blue'] 2" in printed
+    assert "name='blue'" in printed
     assert re.search(r"domain +class +score", printed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import open_clip.model
@@ -57,3 +57,12 @@ def prompts() -> torch.Tensor:
         tokens[row, 1 : 1 + length] = torch.randint(1, VOCABULARY - 2, (length,), generator=words)
         tokens[row, 1 + length] = END_OF_TEXT
     return tokens
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: threads cost more than they save, all the more where several tests run at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

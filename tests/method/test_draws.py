@@ -61,12 +61,20 @@ def test_noise_is_standard_normal_and_fresh_at_every_step() -> None:
 
 
 def test_a_step_s_draws_do_not_depend_on_other_steps() -> None:
-    alone = [draws.batch_rows(0, 1, 9, 30, 4), draws.view_choice(0, 1, 9, 4, 8), draws.replay_noise(0, 1, 9, 3, 5)]
+    alone = [
+        draws.batch_rows(0, 1, 9, 30, 4),
+        draws.view_choice(0, 1, 9, 4, 8),
+        draws.replay_noise(0, 1, 9, 3, 5),
+    ]
     for step in range(9):
         draws.batch_rows(0, 1, step, 30, 4)
         draws.view_choice(0, 1, step, 4, 8)
         draws.replay_noise(0, 1, step, 3, 5)
-    after = [draws.batch_rows(0, 1, 9, 30, 4), draws.view_choice(0, 1, 9, 4, 8), draws.replay_noise(0, 1, 9, 3, 5)]
+    after = [
+        draws.batch_rows(0, 1, 9, 30, 4),
+        draws.view_choice(0, 1, 9, 4, 8),
+        draws.replay_noise(0, 1, 9, 3, 5),
+    ]
     assert all(map(np.array_equal, alone, after))
 
 

@@ -102,7 +102,9 @@ def reference_step(
 
     batch = draws.batch_rows(3, task.position, step, len(task.labels), s.batch_size)
     chosen = draws.view_choice(3, task.position, step, len(batch), task.views.shape[1])
-    rows = [(task.views[i, v], len(seen.text) + task.labels[i], 1.0) for i, v in zip(batch, chosen, strict=True)]
+    rows = [
+        (task.views[i, v], len(seen.text) + task.labels[i], 1.0) for i, v in zip(batch, chosen, strict=True)
+    ]
     noise = draws.replay_noise(3, task.position, step, *seen.means.shape)
     for mean, variance, weight, label, e in zip(
         seen.means, seen.variances, seen.weights, seen.labels, noise, strict=True
@@ -177,15 +179,20 @@ class Meeting:
 
 
 @pytest.mark.parametrize("workers", [2, 13])
-def test_workers_share_one_gradient(
-    workers: int, model: nn.Module, task: TaskData, seen: Seen
-) -> None:
+def test_workers_share_one_gradient(workers: int, model: nn.Module, task: TaskData, seen: Seen) -> None:
     """13 workers: more than rows of the current task (8) and components (3), so some have nothing at all."""
     alone = TaskLearner(task, seen, CausalTextTower(model), TAU, SETTINGS, 3)
     alone_loss, meeting = alone.step(), Meeting(workers)
     learners = [
         TaskLearner(
-            task, seen, CausalTextTower(model), TAU, SETTINGS, 3, shard=(r, workers), all_reduce=meeting.all_reduce(r)
+            task,
+            seen,
+            CausalTextTower(model),
+            TAU,
+            SETTINGS,
+            3,
+            shard=(r, workers),
+            all_reduce=meeting.all_reduce(r),
         )
         for r in range(workers)
     ]
@@ -230,9 +237,7 @@ def test_optimiser_and_schedule(tower: CausalTextTower, task: TaskData, seen: Se
 def test_very_short_trainings(
     epochs: int, batch_size: int, steps: int, tower: CausalTextTower, task: TaskData, seen: Seen
 ) -> None:
-    learner = TaskLearner(
-        task, seen, tower, TAU, replace(SETTINGS, epochs=epochs, batch_size=batch_size), 3
-    )
+    learner = TaskLearner(task, seen, tower, TAU, replace(SETTINGS, epochs=epochs, batch_size=batch_size), 3)
     losses = []
     while not learner.done:
         losses.append(learner.step())
@@ -403,7 +408,9 @@ def accuracy(seen: Seen, settings: LadaSettings, seed: int) -> list[float]:
     for features, labels in zip(z, truth, strict=True):
         unit = F.normalize(torch.as_tensor(features, dtype=torch.float32), dim=-1)
         classes = Classifier(
-            F.normalize(torch.as_tensor(seen.text), dim=-1), torch.as_tensor(seen.memory), torch.as_tensor(seen.mask)
+            F.normalize(torch.as_tensor(seen.text), dim=-1),
+            torch.as_tensor(seen.memory),
+            torch.as_tensor(seen.mask),
         )
         text = class_logits(unit, classes, TAU, 0, 1)
         remembered = class_logits(unit, classes, TAU, 1, settings.beta) - text
@@ -412,7 +419,9 @@ def accuracy(seen: Seen, settings: LadaSettings, seed: int) -> list[float]:
     return right
 
 
-def learn_two_tasks(settings: LadaSettings, model: nn.Module, prompts: Tensor) -> tuple[list[float], list[float]]:
+def learn_two_tasks(
+    settings: LadaSettings, model: nn.Module, prompts: Tensor
+) -> tuple[list[float], list[float]]:
     seen, last_losses = Seen.nothing(WIDTH), []
     tokens = torch.cat([prompts, prompts.flip(0)[1:3].clone().roll(1, 1)])
     for position, rows in enumerate((slice(0, 4), slice(4, 7))):

@@ -35,9 +35,7 @@ def model(request: pytest.FixtureRequest, build_clip: Build) -> nn.Module:
 
 
 def make_tuner(tower: CausalTextTower, seed: int = 0, task: int = 0, bottleneck: int = 4) -> TextTuner:
-    return TextTuner(
-        tower.width, len(tower.blocks), bottleneck, draws.torch_generator(seed, "tuner", task)
-    )
+    return TextTuner(tower.width, len(tower.blocks), bottleneck, draws.torch_generator(seed, "tuner", task))
 
 
 def shaken(tuner: TextTuner) -> TextTuner:
@@ -87,7 +85,9 @@ def reference_features(model: nn.Module, tokens: Tensor, tuner: TextTuner) -> Te
 def test_number_of_weights() -> None:
     tuner = TextTuner(512, 12, 16, torch.Generator())
     assert sum(p.numel() for p in tuner.parameters()) == 215_244
-    assert [sum(p.numel() for p in m.parameters()) for m in (tuner.adapters[0].norm, tuner.adapters[0].down)] == [
+    assert [
+        sum(p.numel() for p in m.parameters()) for m in (tuner.adapters[0].norm, tuner.adapters[0].down)
+    ] == [
         1024,
         8208,
     ]

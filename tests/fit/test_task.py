@@ -1,0 +1,188 @@
+"""Learning tasks in order: killed anywhere it goes on bit by bit; in Ray Train it gives the same packs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from lada_ray.fit import task as module
+from lada_ray.fit.classes import MemoryInit, Mixtures, read_memory, read_mixtures
+from lada_ray.fit.task import Fitted, TaskPlan, TrainResources, checkpoint_key, extend, fit_tasks, learn_remaining
+from lada_ray.method.learner import Learnt, Seen
+from lada_ray.model import cached_pack
+from lada_ray.store import join
+
+if TYPE_CHECKING:
+    from conftest import TinyWorld
+
+STEPS = 3 * 4 + 2 * 4  # 18 and 12 images in batches of 8, 4 epochs
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL."""
+
+
+class MemoryLedger:
+    """A ledger in memory that may kill the learner after its n-th checkpoint or commit."""
+
+    def __init__(self, width: int) -> None:
+        self.fitted: list[Fitted] = []
+        self.checkpoint: bytes | None = None
+        self.width, self.checkpoints = width, 0
+        self.kill_at_checkpoint = self.kill_at_commit = -1
+
+    def learnt(self) -> int:
+        return len(self.fitted)
+
+    def seen(self) -> Seen:
+        seen = Seen.nothing(self.width)
+        for f in self.fitted:
+            seen = extend(seen, f.learnt, f.init, f.mixtures)
+        return seen
+
+    def commit(self, task: TaskPlan, fitted: Fitted) -> None:
+        assert task.position == len(self.fitted)
+        self.fitted.append(fitted)
+        if len(self.fitted) == self.kill_at_commit:
+            raise KilledError
+
+    def save_checkpoint(self, data: bytes) -> None:
+        self.checkpoint, self.checkpoints = data, self.checkpoints + 1
+        if self.checkpoints == self.kill_at_checkpoint:
+            raise KilledError
+
+    def load_checkpoint(self) -> bytes | None:
+        return self.checkpoint
+
+    def progress(self, task: TaskPlan, step: int, steps: int) -> None:
+        raise AssertionError("tiny tasks are over before anybody is told")
+
+
+def same(a: Fitted, b: Fitted) -> bool:
+    arrays = [(f.learnt.text, f.learnt.memory, f.init.memory, f.mixtures.means) for f in (a, b)]
+    return a.losses == b.losses and all(np.array_equal(x, y) for x, y in zip(*arrays, strict=True))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_world: TinyWorld) -> list[Fitted]:
+    ledger = MemoryLedger(32)
+    learn_remaining(tiny_world.plan(), ledger, "cpu")
+    return ledger.fitted
+
+
+@pytest.fixture(autouse=True)
+def _save_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY_S", -1.0)
+
+
+def test_tasks_are_learnt_in_order(tiny_world: TinyWorld, undisturbed: list[Fitted]) -> None:
+    pets, wild = undisturbed
+    assert (pets.learnt.text.shape, wild.learnt.text.shape) == ((3, 32), (2, 32))
+    assert (pets.learnt.memory.shape, len(pets.losses), len(wild.losses)) == ((3, 2, 32), 4, 4)
+    assert pets.losses[-1] < pets.losses[0]
+    init = read_memory(tiny_world.bank, tiny_world.plan().tasks[0].images, 2)
+    assert np.array_equal(pets.init.memory, init.memory)
+    assert np.abs(pets.learnt.memory - init.memory).max() > 1e-4
+
+
+@pytest.mark.parametrize("checkpoint", [1, 5, 12, 13, STEPS])
+def test_killed_after_a_checkpoint_it_goes_on_bit_by_bit(
+    tiny_world: TinyWorld, undisturbed: list[Fitted], checkpoint: int
+) -> None:
+    ledger = MemoryLedger(32)
+    ledger.kill_at_checkpoint = checkpoint
+    with pytest.raises(KilledError):
+        learn_remaining(tiny_world.plan(), ledger, "cpu")
+    assert ledger.learnt() == (1 if checkpoint > 12 else 0)
+    learn_remaining(tiny_world.plan(), ledger, "cpu")
+    assert [same(a, b) for a, b in zip(ledger.fitted, undisturbed, strict=True)] == [True, True]
+    assert ledger.checkpoints == STEPS  # no step was made twice
+
+
+def test_killed_after_a_commit_the_next_task_ignores_the_old_checkpoint(
+    tiny_world: TinyWorld, undisturbed: list[Fitted]
+) -> None:
+    ledger = MemoryLedger(32)
+    ledger.kill_at_commit = 1
+    with pytest.raises(KilledError):
+        learn_remaining(tiny_world.plan(), ledger, "cpu")
+    assert ledger.checkpoint is not None
+    learn_remaining(tiny_world.plan(), ledger, "cpu")
+    assert [same(a, b) for a, b in zip(ledger.fitted, undisturbed, strict=True)] == [True, True]
+
+
+def test_a_checkpoint_of_another_run_is_left_alone(tiny_world: TinyWorld, undisturbed: list[Fitted]) -> None:
+    other = MemoryLedger(32)
+    other.kill_at_checkpoint = 5
+    with pytest.raises(KilledError):
+        learn_remaining(tiny_world.plan(tiny_world.config(seed=1)), other, "cpu")
+    ledger = MemoryLedger(32)
+    ledger.checkpoint = other.checkpoint
+    learn_remaining(tiny_world.plan(), ledger, "cpu")
+    assert same(ledger.fitted[0], undisturbed[0])
+
+
+def test_a_checkpoint_belongs_to_everything_that_decides_the_numbers(tiny_world: TinyWorld) -> None:
+    plan = tiny_world.plan()
+    pets, wild = plan.tasks
+    plans = [
+        (plan, pets),
+        (plan, wild),
+        (replace(plan, seed=1), pets),
+        (replace(plan, settings=replace(plan.settings, lr=1.0)), pets),
+        (replace(plan, tasks=(replace(pets, shas=pets.shas[:-1]), wild)), wild),
+    ]
+    assert len({checkpoint_key(p, t) for p, t in plans}) == len(plans)
+    # What comes later, and how many threads there are, changes nothing.
+    assert checkpoint_key(replace(plan, tasks=(pets,), threads=9), pets) == checkpoint_key(plan, pets)
+
+
+def test_nothing_is_trained_without_tuner_and_memory(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config(method={"text_tuner": "none", "alpha": 0.0})
+    ledger = MemoryLedger(32)
+    learn_remaining(tiny_world.plan(config), ledger, "cpu")
+    pets = ledger.fitted[0]
+    assert (pets.losses, ledger.checkpoints) == ([], 0)
+    assert np.array_equal(pets.learnt.memory, pets.init.memory)
+
+
+def test_extend_appends_classes_and_pads_memory() -> None:
+    def state(classes: int, length: int, value: float) -> tuple[Learnt, MemoryInit, Mixtures]:
+        memory = np.full((classes, length, 2), value, np.float32)
+        init = MemoryInit(memory * 0, np.ones((classes, length), np.bool_))
+        ones = np.ones(classes, np.float32)
+        mixtures = Mixtures(memory[:, 0], ones * value, ones, np.arange(classes))
+        return Learnt(memory[:, 0], memory), init, mixtures
+
+    seen = extend(extend(Seen.nothing(2), *state(2, 1, 1.0)), *state(1, 3, 2.0))
+    assert seen.text[:, 0].tolist() == [1, 1, 2]
+    assert seen.memory[..., 0].tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
+    assert seen.mask.tolist() == [[True, False, False]] * 2 + [[True] * 3]
+    assert seen.labels.tolist() == [0, 1, 2]
+    assert seen.variances.tolist() == [1, 1, 2]
+
+
+def learn_with(world: TinyWorld, workers: int, storage: str) -> tuple[str, tuple[str, ...]]:
+    """Learn both domains in Ray Train; returns the model's folder and its digests."""
+    config = world.config(f"workers-{workers}")
+    with world.run(config) as (run, ledger):
+        resources = TrainResources(workers, cpus=0.5, gpus=0)
+        fit_tasks(world.plan(config), ledger, resources, storage or join(run.store.uri, "train"), "epoch-1")
+        return run.model_store.uri, run.packs
+
+
+def test_ray_train_gives_the_same_packs_with_any_number_of_workers(tiny_world: TinyWorld, s3: str) -> None:
+    uri, inside = learn_with(tiny_world, 0, "")
+    one_uri, one = learn_with(tiny_world, 1, join(s3, "train"))
+    assert len(inside) == 2
+    assert one == inside
+    two_uri, two = learn_with(tiny_world, 2, "")
+    for digest, other in zip(one, two, strict=True):
+        a, b = cached_pack(one_uri, digest).tensors, cached_pack(two_uri, other).tensors
+        for name in ("text", "memory"):
+            assert np.abs(a[name] - b[name]).max() < 1e-4 * np.abs(a[name]).max(), name
+    assert read_mixtures(tiny_world.bank, tiny_world.plan().tasks[0].images, 2).means.shape[1] == 32
+    assert uri != one_uri

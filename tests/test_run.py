@@ -1,0 +1,302 @@
+"""A run's folder: what identifies it, who may write to it, and what starting over leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from lada_ray.errors import InputError, IntegrityError, LostLease
+from lada_ray.fit.classes import read_memory, read_mixtures
+from lada_ray.fit.task import Fitted, learn_remaining
+from lada_ray.method.learner import Learnt
+from lada_ray.model import read_model_file
+from lada_ray.pack import TaskPack
+from lada_ray.prepare import pack_identities
+from lada_ray.run import START, Run, RunLedger, differences
+from lada_ray.store import open_store
+
+if TYPE_CHECKING:
+    from conftest import TinyWorld
+
+    from lada_ray.config import StreamConfig
+
+
+def silent(message: str) -> None:
+    """Say nothing."""
+
+
+def acquire(config: StreamConfig, fresh: bool = False) -> Run:
+    return Run.acquire(config, fresh, silent)
+
+
+def fitted(world: TinyWorld, position: int, value: float = 0.5) -> Fitted:
+    """What learning would leave, without the learning."""
+    task = world.plan().tasks[position]
+    init = read_memory(world.bank, task.images, 2)
+    text = np.full((len(task.prompts), 32), value, np.float32)
+    learnt = Learnt(text, init.memory + np.float32(value))
+    return Fitted(learnt, init, read_mixtures(world.bank, task.images, 2), [2.0, 1.0], 1_700_000_000.0, 1.5)
+
+
+def commit(world: TinyWorld, ledger: RunLedger, position: int, value: float = 0.5) -> None:
+    ledger.commit(world.plan().tasks[position], fitted(world, position, value))
+
+
+def learnt(world: TinyWorld, config: StreamConfig) -> None:
+    """A run that committed both tasks."""
+    with world.run(config) as (_, ledger):
+        commit(world, ledger, 0)
+        commit(world, ledger, 1)
+
+
+def refused(world: TinyWorld, config: StreamConfig, **stream: Any) -> list[str]:
+    """The problems that `begin` finds under this configuration."""
+    changed = world.stream(config, **stream)
+    identities = pack_identities(changed, world.images(changed))
+    with acquire(config) as run, pytest.raises(InputError) as error:
+        run.begin(config, world.spec, world.info, identities)
+    assert "use another --name, or --fresh to start over" in str(error.value)
+    return error.value.problems
+
+
+# ------------------------------------------------------------------------------------------------- ownership
+
+
+def test_every_start_raises_the_epoch_and_keeps_the_id(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("epochs")
+    seen = []
+    for begun in (False, False, True, True):
+        with acquire(config) as run:
+            seen.append((run.id, run.epoch))
+            if begun:
+                run.begin(config, tiny_world.spec, tiny_world.info, ())
+                found = read_model_file(run.model_store)
+                assert found is not None
+                assert (found[0].run, found[0].epoch) == (run.id, run.epoch)
+    assert [epoch for _, epoch in seen] == [1, 2, 3, 4]
+    # Also before there is a model.json: what a killed first start encoded was encoded by this run.
+    assert len({run for run, _ in seen}) == 1
+
+
+def test_an_older_owner_can_neither_begin_nor_commit(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("owners")
+    with acquire(config) as slow:
+        pass  # it sleeps, loses its lease, and does not know it
+    with tiny_world.run(config) as (run, _):
+        with pytest.raises(LostLease, match="taken over"):
+            slow.begin(config, tiny_world.spec, tiny_world.info, ())
+        identities = pack_identities(tiny_world.stream(config), tiny_world.images(tiny_world.stream(config)))
+        old = RunLedger(run.store.uri, slow.epoch, identities, 32)
+        with pytest.raises(LostLease):
+            commit(tiny_world, old, 0)
+        assert run.packs == ()
+
+
+def test_starting_over_shuts_out_the_owner_before(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("over")
+    with tiny_world.run(config) as (first, old):
+        pass
+    with tiny_world.run(config, fresh=True) as (run, _):
+        assert run.epoch == 2
+        assert run.id != first.id
+        with pytest.raises(LostLease):
+            commit(tiny_world, old, 0)
+        assert run.packs == ()
+
+
+def test_starting_over_deletes_all_but_lease_and_epoch(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("fresh")
+    learnt(tiny_world, config)
+    store = open_store(tiny_world.storage / "fresh")
+    store.write("train/epoch-1/snapshot.json", b"{}")
+    store.write("report.html", b"")
+    assert len(list(store.list())) > 8
+    with acquire(config, fresh=True) as run:
+        assert sorted(entry.key for entry in store.list()) == sorted(["lease.json", START])
+        assert run.packs == ()
+
+
+def test_starting_over_heals_a_damaged_model(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("damaged")
+    learnt(tiny_world, config)
+    (tiny_world.storage / "damaged" / "model" / "model.json").write_text("{")
+    with pytest.raises(IntegrityError):
+        acquire(config)
+    # The lease was given back: no waiting for the process that failed, which is this one.
+    with acquire(config, fresh=True) as run:
+        assert run.epoch == 2
+
+
+# -------------------------------------------------------------------------------------------------- identity
+
+
+def test_the_same_run_begins_again(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("again")
+    learnt(tiny_world, config)
+    with tiny_world.run(config) as (run, ledger):
+        assert (ledger.learnt(), len(run.packs)) == (2, 2)
+
+
+def test_resources_and_tracking_may_change(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("resources")
+    learnt(tiny_world, config)
+    changed = tiny_world.config(
+        "resources",
+        resources={"train_workers": 2, "encoders": 3},
+        tracking={"experiment": "elsewhere"},
+        max_bad_share=0.5,
+    )
+    with tiny_world.run(changed) as (run, _):
+        assert len(run.packs) == 2
+        assert b"elsewhere" in run.store.read("config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"method": {"beta": 2.0}}, ["method.beta: 1.0 in the run, 2.0 now"]),
+        ({"seed": 4, "views": 1}, ["seed: 0 in the run, 4 now", "views: 2 in the run, 1 now"]),
+        ({"shots": 3, "method": {"lr": 0.1}}, ["method.lr: 0.001 in the run, 0.1 now", "shots: None in the run, 3 now"]),
+    ],
+)
+def test_what_identifies_a_run_may_not_change(
+    tiny_world: TinyWorld, changes: dict[str, Any], lines: list[str]
+) -> None:
+    name = "identity-" + "-".join(changes)
+    with tiny_world.run(tiny_world.config(name)):
+        pass
+    assert sorted(refused(tiny_world, tiny_world.config(name, **changes))) == lines
+
+
+def test_another_encoder_is_refused(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("encoder")
+    with tiny_world.run(config):
+        pass
+    other = replace(tiny_world.info, fingerprint="0" * 64)
+    with acquire(config) as run, pytest.raises(InputError, match="encoder: [0-9a-f]{16} in the run, 0{16} now"):
+        run.begin(config, tiny_world.spec, other, ())
+
+
+def test_domains_are_appended_at_the_end(tiny_world: TinyWorld) -> None:
+    pets, wild = tiny_world.domains
+    config = tiny_world.config("order")
+    short = tiny_world.stream(config, domains=(pets,))
+    with acquire(config) as run:
+        run.begin(config, tiny_world.spec, tiny_world.info, pack_identities(short, tiny_world.images(short)))
+    with tiny_world.run(config) as (_, ledger):
+        commit(tiny_world, ledger, 0)
+    with tiny_world.run(config) as (run, ledger):
+        commit(tiny_world, ledger, 1)
+        assert len(run.packs) == 2
+    line = "domains: task {} learnt {}, now it is {}; new domains go to the end".format
+    expected = [line(1, "pets", "wild"), line(2, "wild", "pets")]
+    assert refused(tiny_world, config, domains=(wild, pets)) == expected
+    assert refused(tiny_world, config, domains=(pets,)) == [line(2, "wild", "no domain")]
+
+
+def test_learnt_domains_keep_their_images_and_names(tiny_world: TinyWorld) -> None:
+    pets, wild = tiny_world.domains
+    config = tiny_world.config("images")
+    learnt(tiny_world, config)
+    fewer = replace(pets, train=pets.train[1:])
+    (line,) = refused(tiny_world, config, domains=(fewer, wild))
+    assert line.startswith("domain pets: training images: 1 are gone (")
+    assert line.endswith("0 are new ([])")
+    turned = replace(pets, train=(pets.train[1], pets.train[0], *pets.train[2:]))
+    moved = tuple(replace(s, path=f"x{5 - i}" if i < 2 else s.path) for i, s in enumerate(pets.train))
+    assert refused(tiny_world, config, domains=(replace(pets, train=moved), wild))[0].startswith("domain pets: training")
+    with tiny_world.run(config):
+        pass
+    renamed = replace(pets, class_names=("cat", "hound", "red fox"), prompt="a drawing of a {}.", epochs=9)
+    assert refused(tiny_world, config, domains=(renamed, wild)) == [
+        "domain pets: prompt: a photo of a {}. in the run, a drawing of a {}. now",
+        "domain pets: epochs: 4 in the run, 9 now",
+        "domain pets: classes: 1 are gone (['dog']), 1 are new (['hound'])",
+    ]
+    # Neither the order of the listing nor the test images are part of what was learnt.
+    stream = tiny_world.stream(config, domains=(replace(turned, test=pets.test[:2]), wild))
+    with acquire(config) as run:
+        run.begin(config, tiny_world.spec, tiny_world.info, pack_identities(stream, tiny_world.images(stream)))
+
+
+def test_differences_names_nested_keys() -> None:
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": None}
+    assert differences(old, new) == ["a.c: 2 in the run, 5 now", "d: 3 in the run, None now"]
+
+
+# ---------------------------------------------------------------------------------------------------- ledger
+
+
+def test_the_ledger_gives_back_what_was_committed(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("ledger")) as (run, ledger):
+        assert (ledger.learnt(), ledger.seen().text.shape) == (0, (0, 32))
+        commit(tiny_world, ledger, 0, 0.25)
+        commit(tiny_world, ledger, 1, 0.75)
+        seen = ledger.seen()
+        assert seen.text[:, 0].tolist() == [0.25] * 3 + [0.75] * 2
+        pets, wild = fitted(tiny_world, 0, 0.25), fitted(tiny_world, 1, 0.75)
+        assert np.array_equal(seen.memory, np.concatenate([pets.learnt.memory, wild.learnt.memory]))
+        assert np.array_equal(seen.labels, np.concatenate([pets.mixtures.labels, wild.mixtures.labels + 3]))
+        assert seen.mask.dtype == np.bool_
+        first, second = (TaskPack.read(run.model_store, digest) for digest in run.packs)
+        assert (first.parent, second.parent, second.domain) == (None, first.digest, "wild")
+        assert sorted(first.meta["config"]) == sorted(
+            ["encoder", "method", "seed", "shots", "views", "prompt", "augment", "epochs"]
+        )
+
+
+def test_a_worker_thought_dead_commits_the_same_task_once(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("zombie")) as (run, ledger):
+        commit(tiny_world, ledger, 0)
+        commit(tiny_world, ledger, 0)
+        commit(tiny_world, ledger, 1)
+        commit(tiny_world, ledger, 0)
+        assert len(run.packs) == 2
+
+
+def test_the_side_file_tells_what_the_digest_leaves_out(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("records")) as (run, ledger):
+        commit(tiny_world, ledger, 0)
+        (digest,) = run.packs
+        record = json.loads(run.store.read(f"tasks/{digest}.json"))
+    assert (record["digest"], record["parent"], record["domain"], record["position"]) == (digest, None, "pets", 0)
+    assert (record["started"], record["finished"]) == ("2023-11-14T22:13:20+00:00", "2023-11-14T22:13:21+00:00")
+    assert (record["timings"], record["loss"]) == ({"fit": 1.5}, [2.0, 1.0])
+    counts = record["counts"]
+    assert (counts["classes"], counts["train_images"], counts["mixture_components"]) == (3, 18, 6)
+    assert counts["pack_bytes"] == 4 * 32 * (3 + 6 + 6) + 6 + 2 * 4 * 6 + 8 * 6
+    assert record["params"]["method.beta"] == 1.0
+    pack = (tiny_world.storage / "records" / "model" / "packs" / digest / "pack.json").read_text()
+    assert not any(word in pack for word in ("records", str(tiny_world.storage), "2023-", "train_workers"))
+
+
+def test_the_newest_checkpoint_is_kept(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("checkpoints")) as (_, ledger):
+        assert ledger.load_checkpoint() is None
+        ledger.save_checkpoint(b"one")
+        ledger.save_checkpoint(b"two")
+        assert ledger.load_checkpoint() == b"two"
+
+
+def test_progress_is_passed_on(tiny_world: TinyWorld) -> None:
+    told: list[tuple[str, int, int]] = []
+    ledger = RunLedger("/nowhere", 1, (), 32, lambda *state: told.append(state))
+    ledger.progress(tiny_world.plan().tasks[1], 3, 8)
+    replace(ledger, watch=None).progress(tiny_world.plan().tasks[1], 4, 8)
+    assert told == [("wild", 3, 8)]
+
+
+def test_the_name_of_a_run_is_not_in_its_packs(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    digests = []
+    for name in ("name-1", "name-2"):
+        config = tiny_world.config(name)
+        with tiny_world.run(config) as (run, ledger):
+            learn_remaining(tiny_world.plan(config), ledger, "cpu")
+            digests.append(run.packs)
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 2
