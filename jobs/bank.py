@@ -1,7 +1,7 @@
 """Show the feature banks of a storage, or remove what no recent run needs.
 
-    python jobs/bank.py runs
-    python jobs/bank.py runs --unused_days 30
+python jobs/bank.py runs
+python jobs/bank.py runs --unused_days 30
 """
 
 from __future__ import annotations

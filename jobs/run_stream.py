@@ -1,8 +1,8 @@
 """Learn a stream of image domains.
 
-    python jobs/run_stream.py --config configs/demo.yaml
-    python jobs/run_stream.py --config configs/demo.yaml --method.beta 2 --name hot
-    ray job submit --working-dir . -- python jobs/run_stream.py --config configs/demo.yaml --storage /shared/lada
+python jobs/run_stream.py --config configs/demo.yaml
+python jobs/run_stream.py --config configs/demo.yaml --method.beta 2 --name hot
+ray job submit --working-dir . -- python jobs/run_stream.py --config configs/demo.yaml --storage /shared/lada
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Teach a CLIP classifier one image domain after another on Ray, without forgetting (LADA, ICML 2025).
 
-    import lada_ray
+import lada_ray
 
-    config = lada_ray.StreamConfig.from_yaml("configs/demo.yaml", overrides={"method.beta": 2.0})
-    result = lada_ray.run_stream(config)
-    model = lada_ray.load(result.model_path)
-    model.predict(["photo.jpg"], extra_classes=["a class not learnt"])
+config = lada_ray.StreamConfig.from_yaml("configs/demo.yaml", overrides={"method.beta": 2.0})
+result = lada_ray.run_stream(config)
+model = lada_ray.load(result.model_path)
+model.predict(["photo.jpg"], extra_classes=["a class not learnt"])
 """
 
 from __future__ import annotations

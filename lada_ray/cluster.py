@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -36,7 +37,7 @@ def join_cluster() -> None:
     if ray.is_initialized():
         return
     with _held_back_stderr():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
 
 
 @contextmanager
@@ -60,9 +61,9 @@ def _held_back_stderr() -> Iterator[None]:
 def settle_resources(config: ResourceConfig) -> Resources:
     """Fill in what the configuration leaves open from what the cluster has now.
 
-    With GPUs: an encoder per GPU, training on one. Without: an encoder per node that reserves half of the node's
-    cores. Either way half of all cores at most, so that reading and decoding always find free ones: without, encoders
-    would wait for images and images for cores. A cluster that adds its GPUs on demand has none at the start: state
+    With GPUs: an encoder per GPU, training on one. Without: an encoder per node that reserves half of its cores.
+    Either way at most half of all cores, so that reading and decoding always find free ones: else encoders would
+    wait for images, and images for cores. A cluster that adds its GPUs on demand has none at the start: state
     `gpus_per_encoder` there.
     """
     import ray

@@ -60,8 +60,8 @@ class EncoderConfig(BaseModel):
     model_config = STRICT
 
     model: str
-    """Name of an open_clip model (ViT-B-16-quickgelu, hf-hub:…, local-dir:…), of the one that architecture
-    describes, or demo-clip, which is shipped."""
+    """Name of an open_clip model (ViT-B-16-quickgelu), of the one that architecture describes, or demo-clip, which
+    is shipped."""
     pretrained: str | None = None
     """Its weights: a hub tag (openai, laion2b_s34b_b88k), a local file (safetensors or a plain state dict),
     or demo, which is shipped."""
@@ -365,9 +365,7 @@ def with_paths(raw: Mapping[str, Any], base: Path) -> dict[str, Any]:
 
 def _encoder_paths(encoder: dict[str, Any], base: Path) -> dict[str, Any]:
     result = dict(encoder)
-    model, pretrained = encoder.get("model"), encoder.get("pretrained")
-    if isinstance(model, str) and model.startswith("local-dir:"):
-        result["model"] = "local-dir:" + _based(model.removeprefix("local-dir:"), base)
+    pretrained = encoder.get("pretrained")
     if isinstance(pretrained, str) and _is_file_name(pretrained, base):
         result["pretrained"] = _based(pretrained, base)
     if "architecture" in encoder:

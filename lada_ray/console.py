@@ -68,7 +68,12 @@ class Console:
 
     def _show_bar(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
-            columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            columns = (
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self.rich, transient=True)
             self._bar.start()
         if what not in self._bars:
@@ -87,7 +92,7 @@ class Console:
 
 
 def quiet_libraries() -> None:
-    """Keep our own output readable: errors of the libraries are shown, their chatter is not. For jobs, at their start."""
+    """Show errors of the libraries, but not their chatter; for jobs, at their start."""
     # Ray's C++ core and its worker processes read these when they start.
     for name, value in {
         "RAY_BACKEND_LOG_LEVEL": "fatal",

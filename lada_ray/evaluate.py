@@ -125,10 +125,12 @@ def predict_examples(
         Dictionaries with domain, row (index into the test set), truth, predicted and zero_shot (labels as (domain,
         class)).
     """
-    picks = [sorted(range(len(t.shas)), key=lambda i, t=t: t.shas[i])[:per_domain] for t in evaluation.tests]
+    picks = [np.argsort(test.shas)[:per_domain].tolist() for test in evaluation.tests]
     chosen = [raw[pick] for raw, pick in zip(features, picks, strict=True)]
     few = [
-        TestSet(t.domain, t.class_names, t.prompts, tuple(t.shas[i] for i in p), tuple(t.labels[i] for i in p))
+        TestSet(
+            t.domain, t.class_names, t.prompts, tuple(t.shas[i] for i in p), tuple(t.labels[i] for i in p)
+        )
         for t, p in zip(evaluation.tests, picks, strict=True)
     ]
     some = Evaluation(tuple(few), evaluation.bank, evaluation.model_uri, evaluation.prediction)
@@ -137,7 +139,9 @@ def predict_examples(
     for test, pick, a, b in zip(few, picks, now, before, strict=True):
         for i, (row, label) in enumerate(zip(pick, test.labels, strict=True)):
             truth = Label(test.domain, test.class_names[label])
-            examples.append({"domain": test.domain, "row": row, "truth": truth, "predicted": a[i], "zero_shot": b[i]})
+            examples.append(
+                {"domain": test.domain, "row": row, "truth": truth, "predicted": a[i], "zero_shot": b[i]}
+            )
     return examples
 
 

@@ -73,7 +73,9 @@ class ModelFile:
         try:
             values = json.loads(data)
             if values.pop("format") != FORMAT:
-                raise IntegrityError(f"{where} was written by another version of lada_ray; this one reads format {FORMAT}")
+                raise IntegrityError(
+                    f"{where} was written by another version of lada_ray; this one reads format {FORMAT}"
+                )
             prediction = Prediction(**values.pop("prediction"))
             return cls(prediction=prediction, packs=tuple(values.pop("packs")), **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,7 +131,9 @@ def check_epoch(model: ModelFile, epoch: int, store: Store) -> None:
         LostLease: another process has taken it over.
     """
     if model.epoch != epoch:
-        raise LostLease(f"{store.uri} was taken over by another process (epoch {model.epoch}, this one has {epoch})")
+        raise LostLease(
+            f"{store.uri} was taken over by another process (epoch {model.epoch}, this one has {epoch})"
+        )
 
 
 @lru_cache(maxsize=256)
@@ -239,7 +243,9 @@ class LadaModel:
         packs = [TaskPack.read(store, digest) for digest in file.packs]
         for pack, parent in zip(packs, [None, *file.packs], strict=False):
             if pack.parent != parent:
-                raise IntegrityError(f"{store.uri}: pack {pack.digest[:12]} does not follow the pack before it")
+                raise IntegrityError(
+                    f"{store.uri}: pack {pack.digest[:12]} does not follow the pack before it"
+                )
         return cls(_with_own_encoder(file, store), packs)
 
     def save(self, path: str | Path) -> None:
@@ -326,7 +332,9 @@ class LadaModel:
             raise InputError(["nothing is learnt yet: give extra_classes"], "Nothing to predict")
         features = self.encode(images)
         chosen = self.predict_features(features, unseen)
-        scores = _scores(self.logits(features, unseen), chosen, len(self.head.labels), self.file.prediction.fusion)
+        scores = _scores(
+            self.logits(features, unseen), chosen, len(self.head.labels), self.file.prediction.fusion
+        )
         rows = [(*names[j], score) for j, score in zip(chosen, scores, strict=True)]
         return pd.DataFrame(rows, columns=["domain", "class", "score"])
 
@@ -341,11 +349,15 @@ class LadaModel:
             try:
                 pixels.append(render(_open(image), "", TEST_VIEW, self.spec.preprocess))
             except Exception as error:
-                problems.append(f"image {i} ({image if isinstance(image, (str, Path)) else type(image).__name__}): {error}")
+                problems.append(
+                    f"image {i} ({image if isinstance(image, (str, Path)) else type(image).__name__}): {error}"
+                )
         if problems:
             raise InputError(problems, "These images cannot be read")
         size = self.spec.preprocess.size
-        return self.encoder.encode_pixels(np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8))
+        return self.encoder.encode_pixels(
+            np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+        )
 
     def _text(self, class_names: Sequence[str]) -> Floats:
         prompts = [self.file.encoder["prompt"].replace("{}", name.replace("_", " ")) for name in class_names]

@@ -46,7 +46,9 @@ class TaskPack:
     tensors: Mapping[str, npt.NDArray[Any]]
 
     @classmethod
-    def build(cls, identity: Mapping[str, Any], parent: str | None, tensors: Mapping[str, npt.NDArray[Any]]) -> TaskPack:
+    def build(
+        cls, identity: Mapping[str, Any], parent: str | None, tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> TaskPack:
         """Make a pack.
 
         Args:
@@ -108,14 +110,22 @@ class TaskPack:
             meta_bytes = store.read(f"packs/{digest}/pack.json")
             tensor_bytes = store.read(f"packs/{digest}/tensors.safetensors")
         except FileNotFoundError as error:
-            raise IntegrityError(f"{where} is incomplete: {error}; restore it from a copy of the model") from error
+            raise IntegrityError(
+                f"{where} is incomplete: {error}; restore it from a copy of the model"
+            ) from error
         if hashlib.sha256(meta_bytes).hexdigest() != digest:
-            raise IntegrityError(f"{where}/pack.json was changed: its SHA-256 is not the digest it was committed under")
+            raise IntegrityError(
+                f"{where}/pack.json was changed: its SHA-256 is not the digest it was committed under"
+            )
         meta = json.loads(meta_bytes)
         if meta["format"] != FORMAT:
-            raise IntegrityError(f"{where} has format {meta['format']}, this version reads {FORMAT}; upgrade lada_ray")
+            raise IntegrityError(
+                f"{where} has format {meta['format']}, this version reads {FORMAT}; upgrade lada_ray"
+            )
         if hashlib.sha256(tensor_bytes).hexdigest() != meta["tensors_sha256"]:
-            raise IntegrityError(f"{where}/tensors.safetensors was changed or cut short; restore it from a copy")
+            raise IntegrityError(
+                f"{where}/tensors.safetensors was changed or cut short; restore it from a copy"
+            )
         return cls(meta, load(tensor_bytes))
 
 

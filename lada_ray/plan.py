@@ -75,10 +75,14 @@ def print_plan(config: StreamConfig, console: Console) -> int:
     _print_encoder(stream, console)
     console.rich.print(_table(plans))
     for name, having in shared_class_names(stream.domains).items():
-        console.say(f"class {name!r} stands in {', '.join(having)}: two labels, taking one for the other is an error")
+        console.say(
+            f"class {name!r} stands in {', '.join(having)}: two labels, taking one for the other is an error"
+        )
     for domain in stream.domains:
         if domain.ignored:
-            console.say(f"{domain.name}: {len(domain.ignored)} files are no images of it, such as {domain.ignored[0]}")
+            console.say(
+                f"{domain.name}: {len(domain.ignored)} files are no images of it, such as {domain.ignored[0]}"
+            )
     with console.stage("probe"):
         probe = _probe(stream, plans)
     _print_estimate(stream, plans, probe, console)
@@ -132,11 +136,15 @@ def _probe(stream: Stream, plans: Sequence[DomainPlan]) -> Probe:
     import ray
 
     r = stream.resources
-    samples = [s for plan in plans for s in plan.selection.samples[:: max(1, len(plan.selection.samples) // 4)]]
+    samples = [
+        s for plan in plans for s in plan.selection.samples[:: max(1, len(plan.selection.samples) // 4)]
+    ]
     largest = max(plans, key=lambda plan: len(plan.selection.domain.class_names)).selection.domain
     task = ray.remote(num_cpus=r.cpus_per_encoder, num_gpus=r.gpus_per_encoder)(_measure)
     settings = plan_fit(stream, ()).settings
-    return ray.get(task.remote(stream.spec, samples[:PROBE_IMAGES], stream.prompts(largest), settings, stream.info.tau))
+    return ray.get(
+        task.remote(stream.spec, samples[:PROBE_IMAGES], stream.prompts(largest), settings, stream.info.tau)
+    )
 
 
 def _measure(
@@ -151,12 +159,18 @@ def _measure(
         except (BadImage, OSError):
             continue  # the run itself lists bad images
     rendering = time.perf_counter() - started
-    batch = np.resize(np.stack(pixels), (64, *pixels[0].shape)) if pixels else np.zeros((64, *_shape(spec)), np.uint8)
+    batch = (
+        np.resize(np.stack(pixels), (64, *pixels[0].shape))
+        if pixels
+        else np.zeros((64, *_shape(spec)), np.uint8)
+    )
     encoder.encode_pixels(batch)
     started = time.perf_counter()
     encoder.encode_pixels(batch)
     encoding = time.perf_counter() - started
-    return Probe(rendering / max(1, len(samples)), encoding / len(batch), _time_steps(encoder, prompts, settings, tau))
+    return Probe(
+        rendering / max(1, len(samples)), encoding / len(batch), _time_steps(encoder, prompts, settings, tau)
+    )
 
 
 def _shape(spec: EncoderSpec) -> tuple[int, int, int]:

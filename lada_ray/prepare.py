@@ -124,10 +124,19 @@ def encode_images(stream: Stream, run: Run, console: Console) -> tuple[Images, E
         images = choose_images(stream.domains, stream.index, stream.choice, run.id, console.progress)
     for warning in check_overlap(stream, images):
         console.say(f"warning: {warning}")
-    pool = Pool(stream.resources.encoders, stream.resources.cpus_per_encoder, stream.resources.gpus_per_encoder)
+    pool = Pool(
+        stream.resources.encoders, stream.resources.cpus_per_encoder, stream.resources.gpus_per_encoder
+    )
     with console.stage("encode images"):
         images, done = fill_bank(
-            stream.domains, stream.spec, stream.bank, stream.index, stream.choice, pool, run.id, console.progress
+            stream.domains,
+            stream.spec,
+            stream.bank,
+            stream.index,
+            stream.choice,
+            pool,
+            run.id,
+            console.progress,
         )
     return images, done
 
@@ -135,7 +144,8 @@ def encode_images(stream: Stream, run: Run, console: Console) -> tuple[Images, E
 def check_overlap(stream: Stream, images: Images) -> list[str]:
     """Warnings about images that stand in train and test alike; raises InputError above 1 %."""
     hashes = {
-        s.domain.name: {sample.path: images.hashes[sample.uri] for sample in s.samples} for s in images.selections
+        s.domain.name: {sample.path: images.hashes[sample.uri] for sample in s.samples}
+        for s in images.selections
     }
     return overlaps(stream.domains, hashes)
 
@@ -180,7 +190,8 @@ def plan_fit(stream: Stream, tasks: tuple[TaskPlan, ...]) -> FitPlan:
 def pack_identities(stream: Stream, images: Images) -> tuple[Json, ...]:
     """What identifies each domain's pack, in order."""
     return tuple(
-        pack_identity(stream.config, stream.info, s, images, stream.template(s.domain)) for s in images.selections
+        pack_identity(stream.config, stream.info, s, images, stream.template(s.domain))
+        for s in images.selections
     )
 
 
@@ -199,4 +210,3 @@ def plan_evaluation(stream: Stream, images: Images, run: Run) -> Evaluation:
     m = stream.config.method
     prediction = Prediction(stream.info.tau, m.alpha, m.beta, m.fusion)
     return Evaluation(tuple(tests), stream.bank, run.model_store.uri, prediction)
-

@@ -136,7 +136,10 @@ def write_report(
         subtitle=story.subtitle,
         folder=store.uri,
         finished=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        classes={s.domain.name: _classes(s.domain.name, s.domain.class_names, before, now) for s in images.selections},
+        classes={
+            s.domain.name: _classes(s.domain.name, s.domain.class_names, before, now)
+            for s in images.selections
+        },
         timings=story.timings,
         wall_seconds=story.wall_seconds,
         counts=story.counts,

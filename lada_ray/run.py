@@ -28,7 +28,7 @@ from lada_ray.store import Store, join, open_store
 
 Json = dict[str, Any]
 CHECKPOINT = "checkpoint/latest.pt"
-# The run's id and epoch: there from the first start on, long before a model.json, and kept when a run starts over.
+# The run's epoch and id: there from the first start on, long before a model.json; starting over keeps the epoch.
 START = "start.json"
 
 
@@ -75,7 +75,7 @@ class Run:
         self.lease.release()
 
     def _fence(self, fresh: bool) -> tuple[str, int]:
-        """Raise the epoch, so that no process that owned the run before can commit any more; returns id and epoch."""
+        """Raise the epoch, so that nobody who owned the run before can commit any more; returns id and epoch."""
         model = None if fresh else read_model_file(self.model_store)
         start = self.store.read_version(START)
         old: Json = json.loads(start[0]) if start else {"run": "", "epoch": 0}
@@ -108,7 +108,9 @@ class Run:
         found = read_model_file(self.model_store)
         return found[0].packs if found else ()
 
-    def begin(self, config: StreamConfig, spec: EncoderSpec, info: EncoderInfo, expected: Sequence[Json]) -> None:
+    def begin(
+        self, config: StreamConfig, spec: EncoderSpec, info: EncoderInfo, expected: Sequence[Json]
+    ) -> None:
         """Write model.json at the first start; at a later one make sure that the run is the same.
 
         Args:
@@ -125,7 +127,11 @@ class Run:
         found = read_model_file(self.model_store)
         if found is None:
             m = config.method
-            encoder = {"spec": spec.to_json(), "fingerprint": info.fingerprint, "prompt": config.encoder.prompt}
+            encoder = {
+                "spec": spec.to_json(),
+                "fingerprint": info.fingerprint,
+                "prompt": config.encoder.prompt,
+            }
             prediction = Prediction(info.tau, m.alpha, m.beta, m.fusion)
             file = ModelFile(encoder, prediction, identity=identity, run=self.id, epoch=self.epoch)
             self.model_store.replace(MODEL, file.to_bytes(), None)
@@ -133,7 +139,9 @@ class Run:
             check_epoch(found[0], self.epoch, self.model_store)
             problems = differences(found[0].identity, identity) or self._other_packs(found[0].packs, expected)
             if problems:
-                heading = f"{self.store.uri} was started differently (use another --name, or --fresh to start over)"
+                heading = (
+                    f"{self.store.uri} was started differently (use another --name, or --fresh to start over)"
+                )
                 raise InputError(problems, heading)
         self.store.write("config.yaml", config.to_yaml().encode())
 
@@ -144,7 +152,9 @@ class Run:
             domain = meta["labels"][0][0]
             now = expected[i]["labels"][0][0] if i < len(expected) else "no domain"
             if domain != now:
-                problems.append(f"domains: task {i + 1} learnt {domain}, now it is {now}; new domains go to the end")
+                problems.append(
+                    f"domains: task {i + 1} learnt {domain}, now it is {now}; new domains go to the end"
+                )
             else:
                 problems += [f"domain {domain}: {line}" for line in _changed(meta, expected[i])]
         return problems
@@ -201,10 +211,15 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _listed(old: list[list[str]], new: list[list[str]]) -> str:
     before, now = set(map(tuple, old)), set(map(tuple, new))
-    gone, came = [row for row in old if tuple(row) not in now], [row for row in new if tuple(row) not in before]
+    gone = [row for row in old if tuple(row) not in now]
+    came = [row for row in new if tuple(row) not in before]
     if not gone and not came:
         return "their order changed"
-    return f"{len(gone)} are gone ({[r[-1][:40] for r in gone[:3]]}), {len(came)} are new ({[r[-1][:40] for r in came[:3]]})"
+    return f"{len(gone)} are gone ({_few(gone)}), {len(came)} are new ({_few(came)})"
+
+
+def _few(rows: list[list[str]]) -> str:
+    return ", ".join(row[-1][:40] for row in rows[:3]) or "none"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,9 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
 
         evaluator = Evaluator(run.store, plan_evaluation(stream, images, run), console)
         rows = [evaluator.row([], "zero-shot")]
-        for domain, packs in learn(stream, run, plan_fit(stream, tasks), pack_identities(stream, images), tracker, console):
+        for domain, packs in learn(
+            stream, run, plan_fit(stream, tasks), pack_identities(stream, images), tracker, console
+        ):
             rows.append(evaluator.row(packs, domain))
             console.say(progress_line(rows, len(tasks)))
             tracker.sync()
@@ -247,12 +249,25 @@ def finish(
 
 
 def _story(
-    stream: Stream, run: Run, images: Images, metrics: dict[str, Any], busy: dict[str, float], console: Console
+    stream: Stream,
+    run: Run,
+    images: Images,
+    metrics: dict[str, Any],
+    busy: dict[str, float],
+    console: Console,
 ) -> Story:
     config = stream.config
     shots = "all images" if config.shots is None else f"{config.shots} shots"
     return Story(
-        subtitle=f"{config.method.kind.upper()}, {stream.spec.model}, {shots}, {config.views} views, seed {config.seed}",
+        subtitle=", ".join(
+            [
+                config.method.kind.upper(),
+                stream.spec.model,
+                shots,
+                f"{config.views} views",
+                f"seed {config.seed}",
+            ]
+        ),
         timings={"wall clock": dict(console.seconds), "busy workers": busy},
         wall_seconds=console.wall_seconds,
         counts={
@@ -275,7 +290,10 @@ def next_steps(config: StreamConfig, folder: str) -> list[tuple[str, str]]:
     return [
         ("ask the model", f'python -c "{code}"'),
         ("look at the tracked run", how_to_open(tracking_uri(config, os.environ))),
-        ("run it another way", f"python jobs/run_stream.py --config {folder}/config.yaml --method.beta 2 --name hot"),
+        (
+            "run it another way",
+            f"python jobs/run_stream.py --config {folder}/config.yaml --method.beta 2 --name hot",
+        ),
     ]
 
 
@@ -288,5 +306,7 @@ def run_and_show(config: StreamConfig, fresh: bool = False) -> StreamResult:
     lines = [("report", join(result.folder, "report.html")), ("model", result.model_path)]
     for what, where in [*lines, *next_steps(config, result.folder)]:
         console.say(f"{what}:\n  {where}")
-    console.say(f"{console.wall_seconds:.0f} s, {result.metrics['images_encoded']} image views encoded by this run")
+    console.say(
+        f"{console.wall_seconds:.0f} s, {result.metrics['images_encoded']} image views encoded by this run"
+    )
     return result

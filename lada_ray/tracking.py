@@ -803,7 +803,7 @@ def load(uri: str, tracking_uri: str | None = None) -> LadaModel:
     with quiet_client(timeout=120):
         from mlflow.artifacts import download_artifacts
 
-        return LadaModel.load(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
+        return LadaModel.load(download_artifacts(uri, tracking_uri=tracking_uri, registry_uri=tracking_uri))
 
 
 def log_run(folder: str, uri: str | None = None, experiment: str | None = None, say: Say = print) -> bool:

@@ -1,7 +1,8 @@
 """The views of an image that are encoded, as uint8 pixels.
 
-A view is named by a string: "test" is the deterministic one; "crop_flip/3" the third of an augmentation policy. Its
-randomness comes from (SHA-256 of the image, name) alone, never from a run's seed: all runs share their views.
+A view is named by a string: "test" is the deterministic one; "crop_flip/3" the fourth of an augmentation
+policy. Its randomness comes from (SHA-256 of the image, name) alone, never from a run's seed: all runs share
+their views.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Preprocess:
 
 
 def training_views(augment: str, views: int) -> list[str]:
-    """Names of the views that training draws from: the policy's first `views`, or the deterministic one alone.
+    """Names of the views that training draws from: the policy's first `views`, or the deterministic one.
 
     Policy "none" has no randomness (Resize and CenterCrop only), so its views are all the deterministic one.
     """
@@ -83,7 +84,8 @@ def decode(data: bytes) -> Image.Image:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise BadImage(f"too large: {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")
+        limit = MAX_PIXELS // 10**6
+        raise BadImage(f"too large: {width} x {height} pixels, at most {limit} million are read")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f"too elongated: {width} x {height} pixels, at most 1 : {MAX_ASPECT} is read")
 
@@ -140,12 +142,12 @@ def _scaled(extent: int, side: int, size: int, preprocess: Preprocess) -> int:
 
 
 def _offset(extent: int, size: int) -> int:
-    """Where the centred crop begins: torchvision rounds it to even; open_clip rounds the padding ("longest") down."""
+    """Where the centred crop begins: torchvision rounds to even, open_clip's padding ("longest") down."""
     return round((extent - size) / 2.0) if extent >= size else -((size - extent) // 2)
 
 
 def _crop_flip(image: Image.Image, rng: np.random.Generator, preprocess: Preprocess) -> Image.Image:
-    """RandomResizedCrop with torchvision's default scale and ratio, then a horizontal flip half of the time."""
+    """RandomResizedCrop with torchvision's default scale and ratio, then a flip half of the time."""
     left, top, width, height = _random_box(*image.size, rng)
     view = image.crop((left, top, left + width, top + height))
     view = view.resize((preprocess.size, preprocess.size), preprocess.resample)
@@ -153,7 +155,7 @@ def _crop_flip(image: Image.Image, rng: np.random.Generator, preprocess: Preproc
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop.get_params: (left, top, width, height)."""
+    """As torchvision's RandomResizedCrop.get_params: (left, top, width, height)."""
     for _ in range(CROP_TRIES):
         area = width * height * rng.uniform(*CROP_SCALE)
         ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))

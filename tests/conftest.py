@@ -54,7 +54,7 @@ def _make_bucket(name: str) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local(s3: str) -> Iterator[None]:
-    """One Ray cluster of our own for all tests; after `s3`, since its workers get the environment it starts with."""
+    """One Ray cluster of our own for all tests; after `s3`, as workers get the environment it starts with."""
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -96,7 +96,7 @@ def write_tiny_clip(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def tiny_domains(tmp_path_factory: pytest.TempPathFactory) -> tuple[Domain, ...]:
-    """Three image folders of three classes with 6 training and 4 test images each; colours tell classes apart."""
+    """Three folders of three classes with 6 training and 4 test images each; colours tell classes apart."""
     from lada_ray.domains import FolderSpec
 
     root = tmp_path_factory.mktemp("domains")
@@ -133,13 +133,21 @@ def tiny_world(
 
 
 class TinyWorld:
-    """Two domains without image files: features are drawn around a centre per class and put into the bank.
+    """Two domains without image files.
+
+    Features are drawn around a centre per class, which is its text feature and something of its own.
 
     "pets" has the classes cat, dog and red fox, "wild" has dog and wolf.
     """
 
     classes: ClassVar = {"pets": ("cat", "dog", "red fox"), "wild": ("dog", "wolf")}
-    method: ClassVar = {"epochs": 4, "batch_size": 8, "memory_per_class": 2, "mixture_components": 2}
+    method: ClassVar = {
+        "epochs": 4,
+        "batch_size": 8,
+        "lr": 0.01,
+        "memory_per_class": 2,
+        "mixture_components": 2,
+    }
 
     def __init__(self, storage: Path, spec: EncoderSpec) -> None:
         from lada_ray.features.bank import FeatureBank
@@ -168,15 +176,18 @@ class TinyWorld:
     def _fill(self) -> None:
         import numpy as np
 
+        from lada_ray.features.text import make_prompts, read_text
+
         rng = np.random.default_rng(0)
         shas, views, features = [], [], []
         for domain in self.domains:
-            centres = rng.normal(size=(len(domain.class_names), self.info.width))
+            text = read_text(self.bank, make_prompts("a photo of a {}.", domain.class_names))
+            centres = text / np.linalg.norm(text, axis=1, keepdims=True) + 0.3 * rng.normal(size=text.shape)
             for sample in (*domain.train, *domain.test):
                 for view in ("test", "crop_flip/0", "crop_flip/1"):
                     shas.append(sha256(sample.uri))
                     views.append(view)
-                    features.append(3 * centres[sample.label] + rng.normal(size=self.info.width))
+                    features.append(3 * centres[sample.label] + 0.2 * rng.normal(size=self.info.width))
         self.bank.table.enter([self.bank.write(shas, views, np.array(features, np.float32), "drawn")])
 
     def fit_classes(self) -> dict[str, float]:
@@ -255,10 +266,10 @@ def sha256(text: str) -> str:
 
 @pytest.fixture(scope="session")
 def learnt_run(tiny_world: TinyWorld) -> tuple[TinyWorld, str]:
-    """A run in the tiny world that learnt both domains; returns the world and the run's folder. Not to be changed."""
+    """A run in the tiny world that learnt both domains: the world, the run's folder. Not to be changed."""
     from lada_ray.fit.task import learn_remaining
 
-    config = tiny_world.config("learnt")
+    config = tiny_world.config("learnt", method={"epochs": 15})
     with tiny_world.run(config) as (run, ledger):
         learn_remaining(tiny_world.plan(config), ledger, "cpu")
         return tiny_world, run.store.uri

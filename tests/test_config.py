@@ -17,8 +17,8 @@ from lada_ray.config import (
     StreamConfig,
     in_submitted_job,
     merged,
-    nested,
     mlflow_uri,
+    nested,
     network_file_system,
     shipped_config,
     tracking_uri,
@@ -171,12 +171,10 @@ def test_paths_count_from_the_yaml_and_in_overrides_from_here(
         file,
         {
             "encoder.pretrained": "w/x",
-            "encoder.model": "local-dir:clip",
             "domains": [{"name": "a", "kind": "folder", "root": "a"}],
         },
     )
     assert over.encoder.pretrained == str(tmp_path / "w" / "x")
-    assert over.encoder.model == f"local-dir:{tmp_path}/clip"
     assert over.domains[0].root == str(tmp_path / "a")  # type: ignore[union-attr]
 
 

@@ -59,7 +59,9 @@ def evaluation(tmp_path: Path) -> Evaluation:
         bank.table.enter([bank.write(shas, ["test"] * len(shas), features, "r")])
         prompts = tuple(f"{domain}/{name}" for name in NAMES[domain])
         bank.store.create(text_key(prompts), save({"text": directions(*OWN[domain])}))
-        tests.append(TestSet(domain, NAMES[domain], prompts, tuple(shas), tuple(label for _, label in images)))
+        tests.append(
+            TestSet(domain, NAMES[domain], prompts, tuple(shas), tuple(label for _, label in images))
+        )
     return Evaluation(tuple(tests), bank, str(tmp_path / "model"), Prediction(10.0, 1.0, 5.0, "gated"))
 
 
@@ -70,7 +72,7 @@ def row(evaluation: Evaluation, *packs: TaskPack) -> Row:
 
 
 def test_zero_shot_by_hand(evaluation: Evaluation) -> None:
-    # 42 degrees is nearest to b/x: the same class name in another domain is an error. 3 degrees is nearest to a/x.
+    # 42 degrees is nearest to b/x: the same class name in another domain is an error. 3 is nearest to a/x.
     found = row(evaluation)
     assert found == Row("name", {"a": [1, 1], "b": [1]}, {"a": [2, 1], "b": [2]})
     assert found.accuracy() == {"a": pytest.approx(200 / 3), "b": 50.0}
@@ -88,7 +90,7 @@ def test_behind_the_gate_memory_decides(evaluation: Evaluation) -> None:
     assert row(evaluation, learnt).correct == {"a": [1, 1], "b": [1]}
     additive = replace(evaluation, prediction=Prediction(1.0, 10.0, 5.0, "additive"))
     assert row(additive, learnt).correct == {"a": [2, 1], "b": [0]}
-    # With both domains learnt there is no gate left; the memory of a/x at 42 degrees outweighs the text of b/x.
+    # With both domains learnt there is no gate left; the memory of a/x at 42 outweighs the text of b/x.
     second = pack_of("b", [45], [100], learnt.digest)
     strong = replace(evaluation, prediction=Prediction(1.0, 10.0, 5.0, "gated"))
     assert row(strong, learnt, second).correct == {"a": [2, 1], "b": [0]}
@@ -99,14 +101,18 @@ def test_candidates_are_seen_ones_first(evaluation: Evaluation) -> None:
     labels, unseen = candidates(evaluation, Head([pack], evaluation.prediction, 2))
     assert labels == [Label("b", "x"), Label("a", "x"), Label("a", "y")]
     np.testing.assert_allclose(unseen, directions(0, 90), atol=1e-6)
-    labels, unseen = candidates(evaluation, Head([pack, pack_of("a", [0, 1], [0, 1])], evaluation.prediction, 2))
+    labels, unseen = candidates(
+        evaluation, Head([pack, pack_of("a", [0, 1], [0, 1])], evaluation.prediction, 2)
+    )
     assert (labels[0], unseen.shape) == (Label("b", "x"), (0, 2))
 
 
 def test_a_label_learnt_in_part_is_seen(evaluation: Evaluation) -> None:
     part = pack_of("a", [0, 90], [0, 90])
     only_y = TaskPack.build(
-        {"labels": [["a", "y"]], "config": {}, "samples": []}, None, {n: t[1:] for n, t in part.tensors.items()}
+        {"labels": [["a", "y"]], "config": {}, "samples": []},
+        None,
+        {n: t[1:] for n, t in part.tensors.items()},
     )
     labels, unseen = candidates(evaluation, Head([only_y], evaluation.prediction, 2))
     assert labels == [Label("a", "y"), Label("a", "x"), Label("b", "x")]

@@ -77,9 +77,9 @@ def test_equal_content_has_one_digest(store: Store) -> None:
     backwards = dict(reversed(tensors().items()))
     views = {name: np.asfortranarray(array) for name, array in backwards.items()}
     assert TaskPack.build(shuffled, None, views).digest == build().digest
-    assert TaskPack.build(identity(labels=(Label("pets", "cat"), Label("pets", "größer Hund"))), None, tensors()).digest == (
-        build().digest
-    )
+    assert TaskPack.build(
+        identity(labels=(Label("pets", "cat"), Label("pets", "größer Hund"))), None, tensors()
+    ).digest == (build().digest)
 
 
 def test_everything_that_decides_a_pack_is_in_its_digest() -> None:

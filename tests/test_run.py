@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from lada_ray.model import read_model_file
 from lada_ray.pack import TaskPack
 from lada_ray.prepare import pack_identities
 from lada_ray.run import START, Run, RunLedger, differences
-from lada_ray.store import open_store
+from lada_ray.store import join, open_store
 
 if TYPE_CHECKING:
     from conftest import TinyWorld
@@ -64,7 +63,7 @@ def refused(world: TinyWorld, config: StreamConfig, **stream: Any) -> list[str]:
     return error.value.problems
 
 
-# ------------------------------------------------------------------------------------------------- ownership
+# ---------------------------------------------------------------- ownership
 
 
 def test_every_start_raises_the_epoch_and_keeps_the_id(tiny_world: TinyWorld) -> None:
@@ -132,7 +131,7 @@ def test_starting_over_heals_a_damaged_model(tiny_world: TinyWorld) -> None:
         assert run.epoch == 2
 
 
-# -------------------------------------------------------------------------------------------------- identity
+# ---------------------------------------------------------------- identity
 
 
 def test_the_same_run_begins_again(tiny_world: TinyWorld) -> None:
@@ -161,7 +160,10 @@ def test_resources_and_tracking_may_change(tiny_world: TinyWorld) -> None:
     [
         ({"method": {"beta": 2.0}}, ["method.beta: 1.0 in the run, 2.0 now"]),
         ({"seed": 4, "views": 1}, ["seed: 0 in the run, 4 now", "views: 2 in the run, 1 now"]),
-        ({"shots": 3, "method": {"lr": 0.1}}, ["method.lr: 0.001 in the run, 0.1 now", "shots: None in the run, 3 now"]),
+        (
+            {"shots": 3, "method": {"lr": 0.1}},
+            ["method.lr: 0.01 in the run, 0.1 now", "shots: None in the run, 3 now"],
+        ),
     ],
 )
 def test_what_identifies_a_run_may_not_change(
@@ -178,7 +180,10 @@ def test_another_encoder_is_refused(tiny_world: TinyWorld) -> None:
     with tiny_world.run(config):
         pass
     other = replace(tiny_world.info, fingerprint="0" * 64)
-    with acquire(config) as run, pytest.raises(InputError, match="encoder: [0-9a-f]{16} in the run, 0{16} now"):
+    with (
+        acquire(config) as run,
+        pytest.raises(InputError, match=r"encoder: [0-9a-f]{16} in the run, 0{16} now"),
+    ):
         run.begin(config, tiny_world.spec, other, ())
 
 
@@ -209,19 +214,23 @@ def test_learnt_domains_keep_their_images_and_names(tiny_world: TinyWorld) -> No
     assert line.endswith("0 are new ([])")
     turned = replace(pets, train=(pets.train[1], pets.train[0], *pets.train[2:]))
     moved = tuple(replace(s, path=f"x{5 - i}" if i < 2 else s.path) for i, s in enumerate(pets.train))
-    assert refused(tiny_world, config, domains=(replace(pets, train=moved), wild))[0].startswith("domain pets: training")
+    assert refused(tiny_world, config, domains=(replace(pets, train=moved), wild))[0].startswith(
+        "domain pets: training"
+    )
     with tiny_world.run(config):
         pass
     renamed = replace(pets, class_names=("cat", "hound", "red fox"), prompt="a drawing of a {}.", epochs=9)
     assert refused(tiny_world, config, domains=(renamed, wild)) == [
-        "domain pets: prompt: a photo of a {}. in the run, a drawing of a {}. now",
         "domain pets: epochs: 4 in the run, 9 now",
+        "domain pets: prompt: a photo of a {}. in the run, a drawing of a {}. now",
         "domain pets: classes: 1 are gone (['dog']), 1 are new (['hound'])",
     ]
     # Neither the order of the listing nor the test images are part of what was learnt.
     stream = tiny_world.stream(config, domains=(replace(turned, test=pets.test[:2]), wild))
     with acquire(config) as run:
-        run.begin(config, tiny_world.spec, tiny_world.info, pack_identities(stream, tiny_world.images(stream)))
+        run.begin(
+            config, tiny_world.spec, tiny_world.info, pack_identities(stream, tiny_world.images(stream))
+        )
 
 
 def test_differences_names_nested_keys() -> None:
@@ -229,7 +238,7 @@ def test_differences_names_nested_keys() -> None:
     assert differences(old, new) == ["a.c: 2 in the run, 5 now", "d: 3 in the run, None now"]
 
 
-# ---------------------------------------------------------------------------------------------------- ledger
+# ---------------------------------------------------------------- ledger
 
 
 def test_the_ledger_gives_back_what_was_committed(tiny_world: TinyWorld) -> None:
@@ -264,8 +273,16 @@ def test_the_side_file_tells_what_the_digest_leaves_out(tiny_world: TinyWorld) -
         commit(tiny_world, ledger, 0)
         (digest,) = run.packs
         record = json.loads(run.store.read(f"tasks/{digest}.json"))
-    assert (record["digest"], record["parent"], record["domain"], record["position"]) == (digest, None, "pets", 0)
-    assert (record["started"], record["finished"]) == ("2023-11-14T22:13:20+00:00", "2023-11-14T22:13:21+00:00")
+    assert (record["digest"], record["parent"], record["domain"], record["position"]) == (
+        digest,
+        None,
+        "pets",
+        0,
+    )
+    assert (record["started"], record["finished"]) == (
+        "2023-11-14T22:13:20+00:00",
+        "2023-11-14T22:13:21+00:00",
+    )
     assert (record["timings"], record["loss"]) == ({"fit": 1.5}, [2.0, 1.0])
     counts = record["counts"]
     assert (counts["classes"], counts["train_images"], counts["mixture_components"]) == (3, 18, 6)
@@ -291,12 +308,14 @@ def test_progress_is_passed_on(tiny_world: TinyWorld) -> None:
     assert told == [("wild", 3, 8)]
 
 
-def test_the_name_of_a_run_is_not_in_its_packs(tiny_world: TinyWorld, tmp_path: Path) -> None:
+def test_neither_name_nor_storage_of_a_run_is_in_its_packs(tiny_world: TinyWorld, s3: str) -> None:
     digests = []
-    for name in ("name-1", "name-2"):
-        config = tiny_world.config(name)
+    for config in (tiny_world.config("name-1"), tiny_world.config("name-2", storage=join(s3, "runs"))):
         with tiny_world.run(config) as (run, ledger):
             learn_remaining(tiny_world.plan(config), ledger, "cpu")
             digests.append(run.packs)
+        # The next start finds them learnt.
+        with tiny_world.run(config) as (run, ledger):
+            assert (run.epoch, ledger.learnt(), ledger.seen().text.shape) == (2, 2, (5, 32))
     assert digests[0] == digests[1]
     assert len(digests[0]) == 2

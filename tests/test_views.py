@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -136,7 +137,7 @@ def test_a_view_is_pinned() -> None:
 
 
 def boxes(width: int, height: int, count: int = 1500) -> np.ndarray:
-    """(left, top, width, height, flipped) of views, read off a picture whose pixels are their own coordinates."""
+    """Crops as they are drawn: (left, top, width, height), [count, 4]."""
     from lada_ray.views import _random_box
 
     rng = np.random.default_rng(0)
@@ -225,10 +226,8 @@ def test_any_cut_of_an_image_is_a_bad_image_or_an_image() -> None:
     for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"):
         whole = encoded(picture(40, 30), kind)
         for cut in range(1, len(whole), max(1, len(whole) // 25)):
-            try:
+            with contextlib.suppress(BadImage):
                 assert decode(whole[:cut]).mode == "RGB"
-            except BadImage as bad:
-                assert str(bad)
 
 
 def test_log_ratio_is_uniform() -> None:

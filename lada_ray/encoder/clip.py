@@ -20,12 +20,15 @@ from lada_ray.encoder.resolve import EncoderSpec, weights_file
 from lada_ray.errors import InputError
 from lada_ray.views import Pixels
 
-# Images are encoded in batches of exactly this size, padded: the same row alone and in a batch of another size
-# differs in its last bits, and features must not depend on what else was missing from the bank.
+# Images are encoded in batches of exactly this size, padded: the same row alone and in a batch of another
+# size differs in its last bits, and features must not depend on what else was missing from the bank.
 BATCH = {"cpu": 64, "cuda": 256}
 PROMPT_BATCH = 256
 # What readers of weights raise when the file is something else.
-NOT_WEIGHTS = ("UnpicklingError", "EOFError", "KeyError", "StopIteration", "AttributeError", "SafetensorError")
+NOT_WEIGHTS = (
+    *("UnpicklingError", "SafetensorError"),
+    *("EOFError", "KeyError", "StopIteration", "AttributeError"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Encoder:
 
         self.spec, self.device = spec, torch.device(device)
         name = register_architecture(spec)
-        self.model = _build(spec, name)
+        self.model: Any = _build(spec, name)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.model.eval().requires_grad_(False).to(self.device)
         self._mean = torch.tensor(spec.preprocess.mean, device=self.device).view(3, 1, 1)
@@ -73,7 +76,9 @@ class Encoder:
         """Fingerprint, width and τ."""
         tau = float(self.model.logit_scale.exp().item())
         count = sum(p.numel() for p in self.model.parameters())
-        return EncoderInfo(fingerprint(self.spec, self.model), self.spec.architecture["embed_dim"], tau, count)
+        return EncoderInfo(
+            fingerprint(self.spec, self.model), self.spec.architecture["embed_dim"], tau, count
+        )
 
     def encode_pixels(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Raw image features of uint8 pixels.
@@ -86,7 +91,9 @@ class Encoder:
         """
         size = BATCH[self.device.type]
         parts = [self._encode_padded(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+        return (
+            np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+        )
 
     @torch.inference_mode()
     def _encode_padded(self, pixels: Pixels, size: int) -> npt.NDArray[np.float32]:
@@ -109,7 +116,9 @@ class Encoder:
         for start in range(0, len(prompts), PROMPT_BATCH):
             tokens = torch.from_numpy(self.tokenize(prompts[start : start + PROMPT_BATCH])).to(self.device)
             parts.append(self.model.encode_text(tokens).float().cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+        return (
+            np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Tokens of prompts, [n, context]."""
@@ -141,7 +150,7 @@ def _build(spec: EncoderSpec, name: str) -> nn.Module:
     path = weights_file(spec)
     try:
         model = open_clip.create_model(name, pretrained=str(path), weights_only=True)
-    # Readers of weights raise whatever a file makes them stumble over (EOFError, KeyError, kinds of their own).
+    # Readers of weights raise whatever a file makes them stumble over.
     except Exception as error:
         raise InputError([f"{path}: {_why_not_loaded(error)}"], "The encoder cannot be loaded") from error
     _check_finite(model, path)
@@ -152,18 +161,24 @@ def _check_finite(model: nn.Module, path: Path) -> None:
     bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if bad:
         listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise InputError([f"{path}: has weights that are not finite, in {listed}"], "The encoder cannot be loaded")
+        raise InputError(
+            [f"{path}: has weights that are not finite, in {listed}"], "The encoder cannot be loaded"
+        )
 
 
 def _why_not_loaded(error: Exception) -> str:
     said = " ".join(str(error).split())
     if "TorchScript" in said:
         return (
-            "a TorchScript archive (OpenAI's own .pt files are), which could run code when loaded. Convert it once where "
-            "you trust it: torch.save(torch.jit.load(FILE, 'cpu').float().state_dict(), 'weights.pt')"
+            "a TorchScript archive (OpenAI's own .pt files are), which could run code when loaded. Convert "
+            "it once where you trust it: "
+            "torch.save(torch.jit.load(FILE, 'cpu').float().state_dict(), 'weights.pt')"
         )
     if "Unsupported global" in said or "Unsupported class" in said:
-        return "holds more than tensors, which could run code when loaded; save its state_dict alone, as safetensors"
+        return (
+            "holds more than tensors, which could run code when loaded; save its state_dict alone, "
+            "as safetensors"
+        )
     if "size mismatch" in said or "Missing key" in said or "Unexpected key" in said:
         return f"does not fit the architecture: {said[:400]}"
     kind = type(error).__name__
@@ -174,7 +189,11 @@ def _why_not_loaded(error: Exception) -> str:
 
 def fingerprint(spec: EncoderSpec, model: nn.Module) -> str:
     """SHA-256 over architecture (activation included), weights, preprocessing and precision."""
-    said = {"architecture": spec.architecture, "preprocess": asdict(spec.preprocess), "precision": spec.precision}
+    said = {
+        "architecture": spec.architecture,
+        "preprocess": asdict(spec.preprocess),
+        "precision": spec.precision,
+    }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

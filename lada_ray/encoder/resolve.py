@@ -1,7 +1,7 @@
 """Which encoder a configuration means: architecture, activation, preprocessing; contradictions are errors.
 
-Weights run with the wrong activation or the wrong mean lose accuracy without any error, so everything that states
-how the weights were trained is collected (configuration, hub tag, safetensors header, the folder's
+Weights run with the wrong activation or the wrong mean lose accuracy without any error, so everything that
+states how the weights were trained is collected (configuration, hub tag, safetensors header, the folder's
 open_clip_config.json, the architecture's JSON) and has to agree.
 """
 
@@ -17,6 +17,8 @@ from lada_ray.config import EncoderConfig
 from lada_ray.errors import InputError, LadaError
 from lada_ray.views import Preprocess
 
+# What `pretrained` says for the encoder that comes with the package.
+DEMO = "demo"
 SHIPPED = Path(__file__).parent.parent / "encoders"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,7 +36,7 @@ class EncoderSpec:
     model: str
     """open_clip's name of the architecture."""
     pretrained: str
-    """A hub tag, or the path of a local file."""
+    """A hub tag, the path of a local file, or "demo"."""
     architecture: dict[str, Any]
     """open_clip's model configuration, `quick_gelu` included."""
     preprocess: Preprocess
@@ -44,6 +46,9 @@ class EncoderSpec:
     @property
     def local_weights(self) -> Path | None:
         """The local weights file; None for a hub tag."""
+        if self.pretrained == DEMO:
+            # By name, not by path: a model learnt with it can be loaded wherever the package is installed.
+            return SHIPPED / f"{self.model}.safetensors"
         return Path(self.pretrained) if _is_file(self.pretrained) else None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,14 +71,14 @@ def resolve_encoder(config: EncoderConfig, precision: str) -> EncoderSpec:
         precision: "fp32" or "bf16", used where the configuration leaves it open.
 
     Raises:
-        InputError: unknown model or tag, missing file, or statements that contradict one another; all at once.
+        InputError: unknown model or tag, missing file, statements that contradict one another; all at once.
     """
-    config = _shipped(config)
+    given, config = config.pretrained, _shipped(config)
     problems: list[str] = []
     architecture = _architecture(config, problems)
     size = _image_size(architecture, problems) if architecture else 0
     claims = _claims(config, architecture, problems)
-    if problems or architecture is None or config.pretrained is None:
+    if problems or architecture is None or given is None:
         raise InputError(problems, "The encoder cannot be used")
     quick_gelu = _settle_quick_gelu(config, architecture, claims, problems)
     preprocess = _settle_preprocess(config, claims, problems)
@@ -82,7 +87,7 @@ def resolve_encoder(config: EncoderConfig, precision: str) -> EncoderSpec:
     architecture.pop("preprocess_cfg", None)
     return EncoderSpec(
         model=config.model,
-        pretrained=config.pretrained,
+        pretrained=given,
         architecture={**architecture, "quick_gelu": quick_gelu},
         preprocess=Preprocess(size=size, **preprocess),
         precision=config.precision or precision,
@@ -91,7 +96,7 @@ def resolve_encoder(config: EncoderConfig, precision: str) -> EncoderSpec:
 
 def _shipped(config: EncoderConfig) -> EncoderConfig:
     """`pretrained: demo` is the small encoder that comes with the package."""
-    if config.pretrained != "demo":
+    if config.pretrained != DEMO:
         return config
     files = {
         "pretrained": str(SHIPPED / f"{config.model}.safetensors"),
@@ -113,14 +118,16 @@ def _architecture(config: EncoderConfig, problems: list[str]) -> dict[str, Any] 
     if ":" in config.model:
         problems.append(
             f"encoder.model: {config.model!r}: names that are folders or repositories are not read; give an "
-            "architecture's name, or the folder's open_clip_config.json as encoder.architecture, and its weights file "
-            "as encoder.pretrained"
+            "architecture's name, or the folder's open_clip_config.json as encoder.architecture, and its "
+            "weights file as encoder.pretrained"
         )
         return None
     known = get_model_config(config.model)
     if known is None:
         near = _nearest(config.model, list_models())
-        problems.append(f"encoder.model: open_clip has no {config.model!r}{near}; for your own, give encoder.architecture")
+        problems.append(
+            f"encoder.model: open_clip has no {config.model!r}{near}; for your own, give encoder.architecture"
+        )
     return known
 
 
@@ -139,7 +146,8 @@ def _read_architecture(path: Path, problems: list[str]) -> dict[str, Any] | None
         architecture["preprocess_cfg"] = said["preprocess_cfg"]
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in architecture]
     if missing:
-        problems.append(f"encoder.architecture: {path} lacks {', '.join(missing)} (open_clip's model configuration)")
+        lacks = ", ".join(missing)
+        problems.append(f"encoder.architecture: {path} lacks {lacks} (open_clip's model configuration)")
         return None
     return architecture
 
@@ -173,11 +181,13 @@ def _nearest(word: str, words: list[str]) -> str:
 def _claims(
     config: EncoderConfig, architecture: dict[str, Any] | None, problems: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """What each source says of the weights: {source: {"quick_gelu": bool, "mean": [...], ...}}, only what it says."""
+    """What each source says of the weights, {source: {"quick_gelu": bool, "mean": [...], ...}}."""
     if config.pretrained is None:
         problems.append("encoder.pretrained is missing: give a hub tag (such as openai) or a weights file")
         return {}
-    claims = {"encoder.architecture": _stated(architecture or {}, (architecture or {}).get("preprocess_cfg", {}))}
+    claims = {
+        "encoder.architecture": _stated(architecture or {}, (architecture or {}).get("preprocess_cfg", {}))
+    }
     if _is_file(config.pretrained):
         claims |= _file_claims(Path(config.pretrained), problems)
     else:
@@ -204,8 +214,11 @@ def _tag_claims(
         listed = f"its tags are {', '.join(tags)}" if tags else "it has no tags: give a weights file"
         problems.append(f"encoder.pretrained: {config.pretrained!r} is no tag of {config.model}; {listed}")
         return {}
-    # A tag that does not mention quick GELU is without, unless there is no other architecture for it (roberta-ViT-B-32).
-    only_quick = config.architecture is None and architecture.get("quick_gelu") and not _has_twin(config.model)
+    # A tag that does not mention quick GELU is without, unless its architecture has no plain form
+    # (roberta-ViT-B-32).
+    only_quick = (
+        config.architecture is None and architecture.get("quick_gelu") and not _has_twin(config.model)
+    )
     implied = {} if only_quick else {"quick_gelu": False}
     return {f"the tag {config.pretrained}": {**implied, **_stated(tag, tag)}}
 
@@ -243,7 +256,10 @@ def _header_claims(path: Path) -> dict[str, Any]:
 
 
 def _settle_quick_gelu(
-    config: EncoderConfig, architecture: dict[str, Any], claims: dict[str, dict[str, Any]], problems: list[str]
+    config: EncoderConfig,
+    architecture: dict[str, Any],
+    claims: dict[str, dict[str, Any]],
+    problems: list[str],
 ) -> bool:
     said = {source: claim["quick_gelu"] for source, claim in claims.items() if "quick_gelu" in claim}
     if config.quick_gelu is not None:
@@ -290,7 +306,8 @@ def _settle_preprocess(
             problems.append(f"encoder.preprocess.{key}: {listed}")
         settled[key] = next(iter(said.values())) if said else _usual(config, key, problems)
         if settled[key] not in CHOICES.get(key, (settled[key],)):
-            problems.append(f"encoder.preprocess.{key}: {settled[key]!r} is none of {', '.join(CHOICES[key])}")
+            known = ", ".join(CHOICES[key])
+            problems.append(f"encoder.preprocess.{key}: {settled[key]!r} is none of {known}")
     return settled
 
 
@@ -299,7 +316,9 @@ def _usual(config: EncoderConfig, key: str, problems: list[str]) -> Any:
     from open_clip import list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
-    default = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic", "resize_mode": "shortest"}[key]
+    default = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic", "resize_mode": "shortest"}[
+        key
+    ]
     tags = list_pretrained_tags_by_model(config.model) if config.architecture is None else []
     values = {_plain(get_pretrained_cfg(config.model, tag).get(key, default)) for tag in tags}
     if len(values) > 1:
@@ -330,6 +349,7 @@ def weights_file(spec: EncoderSpec) -> Path:
     # Hub clients raise many kinds of errors; every one means the same to the user.
     except Exception as error:
         raise LadaError(
-            f"the weights {spec.model} / {spec.pretrained} could not be downloaded ({type(error).__name__}: {error}). "
-            "Download them on a machine with network, and give the file as encoder.pretrained"
+            f"the weights {spec.model} / {spec.pretrained} could not be downloaded "
+            f"({type(error).__name__}: {error}). Download them on a machine with network, and give the "
+            "file as encoder.pretrained"
         ) from error

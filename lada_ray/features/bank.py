@@ -70,7 +70,7 @@ class FeatureBank:
 
     def missing(self, shas: Sequence[str], views: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Which of the (image, view) pairs, given as two parallel lists, are not in the bank, [n]."""
-        wanted = pd.MultiIndex.from_arrays([shas, views]) if len(shas) else None
+        wanted = pd.MultiIndex.from_arrays([list(shas), list(views)]) if len(shas) else None
         absent = np.ones(len(shas), np.bool_)
         for _, table in self.table.scan(["sha256", "view"]):
             if wanted is not None:
@@ -122,7 +122,9 @@ class FeatureBank:
 
     def prune(self, days: float) -> int:
         """Remove every feature that no run started in the last `days` days needs; returns how many rows."""
-        needed = pd.MultiIndex.from_tuples(list(self._needed(time.time() - days * DAY_S)), names=["sha256", "view"])
+        needed = pd.MultiIndex.from_tuples(
+            list(self._needed(time.time() - days * DAY_S)), names=["sha256", "view"]
+        )
         removed = 0
         for part in list(self.table.manifest().parts.values()):
             table = self.table.read(part.name, self.table.schema.names)
@@ -131,7 +133,7 @@ class FeatureBank:
                 continue
             self.table.rewrite([part], table.filter(pa.array(keep)), readable=False)
             removed += int((~keep).sum())
-        self.table.sweep(0)
+        self.table.sweep()
         return removed
 
     def _needed(self, since: float) -> Iterator[tuple[str, str]]:

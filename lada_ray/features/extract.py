@@ -51,7 +51,8 @@ class Extraction:
     bad: dict[str, str] = field(default_factory=dict)
     """Reason by SHA-256 of images that could not be decoded: these bytes never can be."""
     unread: dict[str, str] = field(default_factory=dict)
-    """Reason by URI of files that could not be read (any more): it says nothing about equal bytes elsewhere."""
+    """Reason by URI of files that could not be read (any more), or that this encoder makes nothing of: it says
+    nothing about equal bytes elsewhere, nor about other encoders."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Busy seconds per stage, over all workers: read, decode, encode."""
 
@@ -72,7 +73,7 @@ class RenderViews:
         self.preprocess = preprocess
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
-        """Map rows (uri, sha256, views) to rows (uri, sha256, view, pixels, reason, unread, read_s, decode_s)."""
+        """Map rows (uri, sha256, views) to a row per view, with pixels or why there are none."""
         for uri, sha, views in zip(batch["uri"], batch["sha256"], batch["views"], strict=True):
             yield self._rows(str(uri), str(sha), str(views).split())
 
@@ -130,7 +131,7 @@ class EncodeViews:
         bad, unread = _stated(batch, "sha256", "reason"), _stated(batch, "uri", "unread")
         features = self.encoder.encode_pixels(batch["pixels"][good])
         finite = np.isfinite(features).all(axis=1)
-        bad |= {str(batch["sha256"][i]): "the encoder gives NaN or infinite features" for i in good[~finite]}
+        unread |= {str(batch["uri"][i]): "the encoder gives NaN or infinite features" for i in good[~finite]}
         good, features = good[finite], features[finite]
         part = None
         if len(good):
@@ -198,13 +199,16 @@ def _pipeline(
     import ray
 
     quiet_ray_data()
-    table = pd.DataFrame([(g.uri, g.sha256, " ".join(g.views)) for g in gaps], columns=["uri", "sha256", "views"])
+    table = pd.DataFrame(
+        [(g.uri, g.sha256, " ".join(g.views)) for g in gaps], columns=["uri", "sha256", "views"]
+    )
     blocks = max(1, -(-len(table) // READ_IMAGES))
     threads = int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2)
+    read: Any = RenderViews(spec.preprocess).__call__
     rows = (
         ray.data.from_pandas(table)
         .repartition(blocks)
-        .map_batches(RenderViews(spec.preprocess).__call__, batch_size=None, num_cpus=READ_CPUS)
+        .map_batches(read, batch_size=None, num_cpus=READ_CPUS)
         .map_batches(
             EncodeViews,
             fn_constructor_args=(spec, bank, run, threads),

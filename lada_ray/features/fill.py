@@ -133,14 +133,18 @@ def fill_bank(
         if not gaps:
             return images, total
         if gaps == before:
-            raise LadaError(f"{len(gaps)} images were neither encoded nor found bad, {gaps[0].uri} among them")
+            raise LadaError(
+                f"{len(gaps)} images were neither encoded nor found bad, {gaps[0].uri} among them"
+            )
         before = gaps
         done = extract(gaps, spec, bank, pool, run, lambda a, b: progress("encode", a, b))
         index.add_bad(done.bad, run)
         total.added += done.added
         total.bad |= done.bad
         total.unread |= done.unread
-        total.seconds = {k: total.seconds.get(k, 0) + done.seconds.get(k, 0) for k in {*total.seconds, *done.seconds}}
+        total.seconds = {
+            k: total.seconds.get(k, 0) + done.seconds.get(k, 0) for k in {*total.seconds, *done.seconds}
+        }
 
 
 def _refuse_too_many(images: Images, max_bad_share: float) -> None:
@@ -149,7 +153,9 @@ def _refuse_too_many(images: Images, max_bad_share: float) -> None:
     problems = emptied(images.selections) if bad else []
     if len(bad) > max_bad_share * (len(bad) + good):
         share = 100 * len(bad) / (len(bad) + good)
-        problems.append(f"{len(bad)} of {len(bad) + good} images are bad ({share:.1f} %, max_bad_share {max_bad_share:.1%})")
+        problems.append(
+            f"{len(bad)} of {len(bad) + good} images are bad ({share:.1f} %, max_bad_share {max_bad_share:.1%})"
+        )
     if problems:
         named = [f"{image.uri}: {image.reason}" for image in bad[:SHOWN]]
         more = [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []

@@ -12,7 +12,9 @@ from lada_ray.domains.base import Sample, read_bytes
 from lada_ray.features.parts import PartTable
 from lada_ray.store import Store
 
-HASHES = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("sha256", pa.string())])
+HASHES = pa.schema(
+    [("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("sha256", pa.string())]
+)
 VERDICTS = pa.schema([("sha256", pa.string()), ("reason", pa.string())])
 # Files hashed by one task: enough work to pay for the task, few enough to spread over a cluster.
 CHUNK = 256

@@ -40,8 +40,8 @@ class Part:
     rows: int
     bytes: int
     by: dict[str, int]
-    """Rows added, by run id: it survives merging and pruning, so that a run's own additions can be counted across its
-    restarts."""
+    """Rows added, by run id: it survives merging and pruning, so that a run's own additions can be counted across
+    its restarts."""
 
 
 @dataclass
@@ -208,7 +208,9 @@ class PartTable:
                 time.sleep(0.01 * (attempt + 1))
             else:
                 return
-        raise Conflict(f"{self.store.uri}/{MANIFEST} changed {REPLACE_TRIES} times while it was being updated")
+        raise Conflict(
+            f"{self.store.uri}/{MANIFEST} changed {REPLACE_TRIES} times while it was being updated"
+        )
 
 
 def _groups(parts: list[Part]) -> Iterator[list[Part]]:

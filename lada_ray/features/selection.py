@@ -80,7 +80,11 @@ def emptied(selections: Sequence[Selection]) -> list[str]:
     for selection in selections:
         name, classes = selection.domain.name, selection.domain.class_names
         left = set(selection.train_labels.tolist())
-        lines += [f"{name}: every training image of {c!r} is unusable" for i, c in enumerate(classes) if i not in left]
+        lines += [
+            f"{name}: every training image of {c!r} is unusable"
+            for i, c in enumerate(classes)
+            if i not in left
+        ]
         if not selection.test:
             lines.append(f"{name}: every test image is unusable")
     return lines

@@ -72,7 +72,9 @@ def _keep(bank: FeatureBank, prompts: Prompts, text: npt.NDArray[np.float32]) ->
     from safetensors.numpy import save
 
     if not np.isfinite(text).all():
-        raise InputError([f"its text features of {prompts[0]!r} are not finite: the weights are damaged"], "The encoder")
+        raise InputError(
+            [f"its text features of {prompts[0]!r} are not finite: the weights are damaged"], "The encoder"
+        )
     bank.store.create(text_key(prompts), save({"text": text}))
 
 

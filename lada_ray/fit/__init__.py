@@ -1,1 +1,1 @@
-"""Fitting, distributed: k-means and mixtures over CPU tasks (`classes`), one task after another in Ray Train (`task`)."""
+"""Fitting, distributed: k-means and mixtures over CPU tasks (`classes`), tasks in Ray Train (`task`)."""

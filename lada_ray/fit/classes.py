@@ -108,7 +108,9 @@ def fit_classes(
     """
     import ray
 
-    wanted = [Missing(d, "memory", vectors) for d in domains] + [Missing(d, "mixture", components) for d in domains]
+    wanted = [Missing(d, "memory", vectors) for d in domains] + [
+        Missing(d, "mixture", components) for d in domains
+    ]
     missing = [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
     load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
     features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}

@@ -152,12 +152,15 @@ def _per_worker(resources: TrainResources) -> dict[str, float]:
 
 def _train_storage(storage: str) -> tuple[str, Any]:
     """Ray Train reads object stores through pyarrow, which needs a custom S3 endpoint spelled out."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
     if not (storage.startswith("s3://") and endpoint):
         return storage, None
     from pyarrow.fs import S3FileSystem
 
-    return storage.removeprefix("s3://"), S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=False)
+    return storage.removeprefix("s3://"), S3FileSystem(
+        endpoint_override=endpoint, allow_bucket_creation=False
+    )
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -171,7 +174,9 @@ def _train_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    learn_remaining(plan, ledger, device, (rank, workers), torch.distributed.all_reduce if workers > 1 else None)
+    learn_remaining(
+        plan, ledger, device, (rank, workers), torch.distributed.all_reduce if workers > 1 else None
+    )
 
 
 def learn_remaining(
@@ -231,7 +236,9 @@ def _fit(
         if chief and now - saved > CHECKPOINT_EVERY_S:
             ledger.save_checkpoint(_checkpoint(plan, task, learner, losses))
             saved = now
-    per_epoch = [losses[i : i + learner.steps_per_epoch] for i in range(0, len(losses), learner.steps_per_epoch)]
+    per_epoch = [
+        losses[i : i + learner.steps_per_epoch] for i in range(0, len(losses), learner.steps_per_epoch)
+    ]
     means = [sum(part) / len(part) for part in per_epoch]
     return Fitted(learner.learnt(), init, mixtures, means, started, time.time() - started)
 
@@ -286,4 +293,3 @@ def _padded(
         return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2))
 
     return np.concatenate([pad(seen.memory), pad(memory)]), np.concatenate([pad(seen.mask), pad(mask)])
-

@@ -1,7 +1,7 @@
-"""Every random draw of training, as a pure function of (seed, task, step): stopping and going on changes nothing.
+"""Every random draw of training, as a pure function of (seed, task, step): stopping and going on is harmless.
 
-NumPy's Philox generator is used everywhere, on the CPU: its streams are the same on every machine, so a run on a
-GPU, or one that is split over workers, sees the same batches, views and noise.
+NumPy's Philox generator is used everywhere, on the CPU: its streams are the same on every machine, so a run
+on a GPU, or one that is split over workers, sees the same batches, views and noise.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Fusion = Literal["gated", "additive"]
 def predict(text_logits: Tensor, memory_logits: Tensor, alpha: float, fusion: Fusion = "gated") -> Tensor:
     """Predicted class indices among seen and unseen classes.
 
-    "gated", as published: c = argmax of the text logits over all classes; if c is unseen, it is the prediction, else
+    "gated", as published: c = argmax of the text logits over all classes; an unseen c is the prediction, else
     the argmax over the seen classes of text_j + α memory_j. "additive": the argmax over all classes of
     text_j + α memory_j for seen and text_j for unseen ones; it shows what the gate is worth.
 

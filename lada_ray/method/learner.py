@@ -1,4 +1,4 @@
-"""Learning one task: the current classes' memory vectors and a fresh text tuner against everything seen so far."""
+"""Learning one task: its classes' memory vectors and a fresh text tuner, against everything seen so far."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TaskLearner:
 
     def parameters(self) -> list[Tensor]:
         """What is trained: the text tuner's weights and the task's memory vectors, unless switched off."""
-        tuner = [] if self.tuner is None else list(self.tuner.parameters())
+        tuner: list[Tensor] = [] if self.tuner is None else list(self.tuner.parameters())
         return tuner if self.settings.alpha == 0 else [*tuner, self.memory]
 
     def step(self) -> float:
@@ -143,12 +143,14 @@ class TaskLearner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         text = self._text_features()
-        # The gradient stops at the text features first: the row chunks add to it there (and workers share it there),
-        # and the text tower is differentiated once.
+        # The gradient stops at the text features first: the row chunks add to it there (and workers share it
+        # there), and the text tower is differentiated once.
         leaf = text.detach().requires_grad_(text.requires_grad)
         rows, total = self._rows(self.steps_done)
         new = Classifier(leaf, self.memory, self.mask)
-        loss = torch.tensor(weighted_loss_backward(rows, self.old, new, self.scales, total), device=self.device)
+        loss = torch.tensor(
+            weighted_loss_backward(rows, self.old, new, self.scales, total), device=self.device
+        )
         self._sum_over_workers([loss, leaf.grad, self.memory.grad])
         if leaf.grad is not None:
             text.backward(leaf.grad)
@@ -164,7 +166,7 @@ class TaskLearner:
         return Learnt(text.float().cpu().numpy(), self.memory.detach().cpu().numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here bit by bit; plain tensors and numbers (`torch.load(weights_only=True)`)."""
+        """Everything needed to go on from here bit by bit: tensors and numbers that `weights_only` loads."""
         return {
             "steps_done": self.steps_done,
             "memory": self.memory.detach(),
@@ -186,7 +188,9 @@ class TaskLearner:
     def _place_seen(self, seen: Seen) -> None:
         text = F.normalize(self._tensor(seen.text), dim=-1)
         self.old = Classifier(text, self._tensor(seen.memory), self._tensor(seen.mask))
-        self.components = tuple(map(self._tensor, (seen.means, seen.variances, seen.weights, seen.labels)))
+        self.components = tuple(
+            self._tensor(array) for array in (seen.means, seen.variances, seen.weights, seen.labels)
+        )
         if not self.settings.replay:
             self.components = tuple(t[:0] for t in self.components)
 
@@ -248,7 +252,9 @@ class TaskLearner:
         noise = None
         if self.settings.replay_noise and len(self.components[0]):
             shape = self.components[0].shape
-            noise = self._tensor(draws.replay_noise(self.seed, self.task.position, step, *shape)[rank::workers])
+            noise = self._tensor(
+                draws.replay_noise(self.seed, self.task.position, step, *shape)[rank::workers]
+            )
         return replay_features(means, variances, noise), labels, self.settings.replay_weight * weights
 
     def _sum_over_workers(self, tensors: list[Tensor | None]) -> None:

@@ -2,8 +2,8 @@
 
     memory_j(z) = Σ_l φ(z·w_{j,l}),   φ(x) = exp(-β (1 - x))
 
-The sum runs over class j's own vectors only. It is computed as a grouped sum: a dense (all vectors x all classes)
-matrix, as a cache-style classifier would use, is never built.
+The sum runs over class j's own vectors only. It is computed as a grouped sum: a dense (all vectors x all
+classes) matrix, as a cache-style classifier would use, is never built.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ def init_memory(unit_features: npt.NDArray[np.floating], vectors: int) -> npt.ND
     """Initial memory vectors of one class.
 
     Args:
-        unit_features: unit features of the class's training images under the deterministic view, [n, d], n >= 1.
+        unit_features: unit features of the class's training images under the deterministic view, [n, d],
+            n >= 1.
         vectors: λ1, the number of memory vectors wanted.
 
     Returns:
-        k-means centres (10 inits, fixed seed), [λ1, d]; with λ1 or fewer distinct images the distinct features
-        themselves, [distinct, d]. Centres are means of unit vectors and are not normalised again.
+        k-means centres (10 inits, fixed seed), [λ1, d]; with λ1 or fewer distinct images the distinct
+        features themselves, [distinct, d]. Centres are means of unit vectors, not normalised again.
     """
     distinct = distinct_rows(unit_features)
     if len(distinct) <= vectors:
@@ -46,11 +47,14 @@ def init_memory(unit_features: npt.NDArray[np.floating], vectors: int) -> npt.ND
     return kmeans.fit(unit_features.astype(np.float64)).cluster_centers_.astype(np.float32)
 
 
-def stack_memory(groups: list[npt.NDArray[np.float32]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def stack_memory(
+    groups: list[npt.NDArray[np.float32]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Pad the memory vectors of several classes, each [L_j, d], to one array.
 
     Returns:
-        memory [C, L, d] with L = max L_j, zeros where a class has fewer vectors, and the mask [C, L] of real vectors.
+        memory [C, L, d] with L = max L_j, zeros where a class has fewer vectors, and the mask [C, L] of real
+        vectors.
     """
     longest = max(len(group) for group in groups)
     memory = np.zeros((len(groups), longest, groups[0].shape[1]), np.float32)
@@ -71,8 +75,8 @@ def memory_logits(unit_features: Tensor, memory: Tensor, beta: float, mask: Tens
         mask: which of the vectors exist, [C, L] boolean; None when all do.
 
     Returns:
-        [N, C]. Without gradients the classes are done in chunks, so that at most `MAX_AFFINITIES` affinities exist
-        at once; with gradients the caller bounds N (`objective.weighted_loss_backward`).
+        [N, C]. Without gradients the classes are done in chunks, so that at most `MAX_AFFINITIES` affinities
+        exist at once; with gradients the caller bounds N (`objective.weighted_loss_backward`).
     """
     classes, length, _ = memory.shape
     if torch.is_grad_enabled() and (memory.requires_grad or unit_features.requires_grad):

@@ -57,7 +57,7 @@ def fit_mixture(features: npt.NDArray[np.floating], components: int, seed: int =
 
 
 def replay_features(means: Tensor, variances: Tensor, noise: Tensor | None) -> Tensor:
-    """One raw feature per component: p̃ = μ + e · sqrt(Tr(Σ)/d), which is the standard deviation of a spherical Σ.
+    """One raw feature per component: p̃ = μ + e · sqrt(Tr(Σ)/d), the standard deviation of a spherical Σ.
 
     Args:
         means: μ, [M, d].

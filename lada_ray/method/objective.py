@@ -50,9 +50,9 @@ def weighted_loss_backward(
 ) -> float:
     """The objective of a step, and its gradient added to the leaves `new.text` and `new.memory`.
 
-    Loss = 1/total_rows · Σ_i weight_i · CE(logits_i over old and new classes, label_i). The rows are done in chunks:
-    each chunk's graph is freed before the next, so memory does not grow with rows x classes. Nothing is ever
-    differentiated with respect to features or older classes.
+    Loss = 1/total_rows · Σ_i weight_i · CE(logits_i over old and new classes, label_i). The rows are done in
+    chunks: each chunk's graph is freed before the next, so memory does not grow with rows x classes. Nothing
+    is ever differentiated with respect to features or older classes.
 
     Args:
         rows: this worker's rows.

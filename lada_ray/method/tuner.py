@@ -1,4 +1,4 @@
-"""The text tuner: an AdaptFormer in every block of CLIP's text tower, over a context cut to the task's prompts."""
+"""The text tuner: an AdaptFormer in every block of CLIP's text tower; and a context cut to the prompts."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class TextTuner(nn.Module):
 
 
 class CausalTextTower(nn.Module):
-    """The frozen text tower of an open_clip model (CLIP or CustomTextCLIP layout), tunable and with a short context.
+    """The frozen text tower of an open_clip model (CLIP or CustomTextCLIP), tunable and with a short context.
 
-    A causal tower is read at the end-of-text token, which no later token can influence: tokens behind the longest
-    prompt are cut off, which changes the features by float32 rounding only.
+    A causal tower is read at the end-of-text token, which no later token can influence: tokens behind the
+    longest prompt are cut off, which changes the features by float32 rounding only.
 
     Args:
         model: an open_clip model with a native causal text tower.
@@ -58,6 +58,8 @@ class CausalTextTower(nn.Module):
     Raises:
         ValueError: if the text tower is not native and causal, naming what it has instead.
     """
+
+    mask: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ def why_not_tunable(model: nn.Module) -> str | None:
 
 
 def _pooling(text: Any) -> str:
-    return getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")
+    return str(getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax"))
 
 
 def _eos_id(text: Any) -> int | None:

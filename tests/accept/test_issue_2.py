@@ -90,7 +90,9 @@ def test_make_demo_takes_at_most_three_minutes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_real_images(streams: Streams, six_domains: Path, shared: Path, variant: str) -> None:
     figures = json.loads((shared / "data" / "figures.json").read_text())
-    results = [streams.run(six_domains, f"{variant}-{seed}", seed=seed, **VARIANTS[variant]) for seed in SEEDS]
+    results = [
+        streams.run(six_domains, f"{variant}-{seed}", seed=seed, **VARIANTS[variant]) for seed in SEEDS
+    ]
     found = {name: float(np.mean([result.metrics[name] for result in results])) for name in METRICS}
     off = {name: found[name] - figures[variant][name] for name in METRICS}
     shown = ", ".join(f"{name} {found[name]:.2f} ({off[name]:+.2f})" for name in METRICS)
@@ -131,7 +133,9 @@ def undisturbed(six_domains: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "six", time.monotonic() - started
 
 
-def test_real_workers_give_the_same_packs(undisturbed: tuple[Path, float], streams: Streams, six_domains: Path) -> None:
+def test_real_workers_give_the_same_packs(
+    undisturbed: tuple[Path, float], streams: Streams, six_domains: Path
+) -> None:
     folder, _ = undisturbed
     same = packs(folder) == list(streams.run(six_domains, "lada-0", seed=0).digests)
     show("pack digests with a training worker and in-process", "equal" if same else "different", "equal")
@@ -154,7 +158,9 @@ def test_killed_ten_times(undisturbed: tuple[Path, float], six_domains: Path, tm
     needed = json.loads((folder / "metrics.json").read_text())["images_encoded"]
     encoded = json.loads((tmp_path / "six" / "metrics.json").read_text())["images_encoded"]
     same = packs(folder) == packs(tmp_path / "six")
-    matrix = (folder / "accuracy_matrix.csv").read_bytes() == (tmp_path / "six" / "accuracy_matrix.csv").read_bytes()
+    matrix = (folder / "accuracy_matrix.csv").read_bytes() == (
+        tmp_path / "six" / "accuracy_matrix.csv"
+    ).read_bytes()
     show("after 10 kills: digests, matrix", f"{same}, {matrix}", "both equal")
     show("views needed, encoded by the run, rows in the bank", f"{needed}, {encoded}, {views}", "all equal")
     assert same
@@ -200,7 +206,9 @@ def test_three_damaged_images_among_a_thousand(tmp_path: Path, streams: Streams)
     with open(f"{result.folder}/bad_images.csv") as file:
         rows = list(csv.DictReader(file))
     found = {Path(row["path"]): row["reason"] for row in rows}
-    show("damaged images listed, views encoded", f"{len(found)}, {result.metrics['images_encoded']}", "3, 997")
+    show(
+        "damaged images listed, views encoded", f"{len(found)}, {result.metrics['images_encoded']}", "3, 997"
+    )
     for path, reason in found.items():
         print(f"    {path.name}: {reason}")
     assert set(found) == set(damaged)
@@ -216,7 +224,9 @@ def _draw_a_thousand(root: Path) -> list[Path]:
             folder = root / part / f"colour_{c}"
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = (np.array([c * 25, 255 - c * 25, 128]) + rng.integers(-20, 20, (48, 48, 3))).clip(0, 255)
+                pixels = (np.array([c * 25, 255 - c * 25, 128]) + rng.integers(-20, 20, (48, 48, 3))).clip(
+                    0, 255
+                )
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     truncated, text, large = (root / "train" / "colour_0" / f"{i}.png" for i in range(3))
     truncated.write_bytes(truncated.read_bytes()[:2000])
@@ -233,10 +243,16 @@ def test_fresh_clone(tmp_path: Path, shared: Path) -> None:
     clone = tmp_path / "clone" / "project"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
     (tmp_path / "clone" / "shared").symlink_to(shared)
-    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")
+    }
     environment["PATH"] = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if ".venv" not in p)
     run: Callable[..., Any] = lambda *make: subprocess.run(  # noqa: E731
-        ["make", *make], cwd=clone, env={**environment, "RAY_ADDRESS": "local"}, capture_output=True, text=True
+        ["make", *make],
+        cwd=clone,
+        env={**environment, "RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
     )
     for target in ("demo", "test"):
         done = run(target)

@@ -301,7 +301,7 @@ def test_the_shipped_encoder() -> None:
 
 
 def test_vit_b_16_with_quick_gelu_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow-ish: the real architecture, random weights, against open_clip's own encode_image and encode_text."""
+    """Slow-ish: the real architecture with random weights, against open_clip's own calls."""
     from lada_ray.encoder import clip
 
     monkeypatch.setitem(clip.BATCH, "cpu", 2)  # 64 padded images of this size take too long

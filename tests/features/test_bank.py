@@ -134,7 +134,7 @@ def test_prune_keeps_what_recent_runs_need(tmp_path: Path) -> None:
     assert bank.prune(9) == 3
     assert held(bank) == {("a", "test"), ("d", "test")}
     assert np.array_equal(bank.fetch(["a"], ["test"])[0, 0], np.array(feature("a", "test"), np.float32))
-    # Additions are history: a run that looks itself up later still knows how much it encoded, unless all of it is gone.
+    # Additions are history: a run that looks itself up later still knows how much it encoded.
     assert (bank.table.added_by("old"), bank.table.added_by("new")) == (3, 1)
     assert len(list((tmp_path / "key" / "parts").glob("*.parquet"))) == 2
 

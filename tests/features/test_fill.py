@@ -1,4 +1,4 @@
-"""From listed domains to a filled bank: each view once, damaged images replaced and listed, restarts bit-equal."""
+"""From domains to a filled bank: each view once, damaged images replaced and listed, restarts bit-equal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def filled(
 
 @pytest.fixture
 def without_actors(filled: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read and encode in this process, since an actor takes seconds to start; `filled` was made by real ones."""
+    """Read and encode in this process, as an actor takes seconds to start; `filled` was made by real ones."""
 
     def pipeline(
         gaps: Sequence[Gap], spec: EncoderSpec, bank: FeatureBank, pool: Pool, run: str

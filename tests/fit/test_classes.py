@@ -65,7 +65,7 @@ def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None
     images = ClassImages.of(shas, np.repeat(np.arange(classes), 2))
     told: list[tuple[int, int]] = []
     seconds = fit_classes(bank, [images], 3, 1, lambda done, total: told.append((done, total)))
-    assert sorted(seconds) == ["memory", "mixture"]
+    assert sorted(seconds) == ["k-means", "mixtures"]
     assert told == [(classes, 2 * classes), (2 * classes, 2 * classes)]
     memory = read_memory(bank, images, 3)
     # Two images for three vectors: the distinct features themselves.

@@ -10,7 +10,15 @@ import pytest
 
 from lada_ray.fit import task as module
 from lada_ray.fit.classes import MemoryInit, Mixtures, read_memory, read_mixtures
-from lada_ray.fit.task import Fitted, TaskPlan, TrainResources, checkpoint_key, extend, fit_tasks, learn_remaining
+from lada_ray.fit.task import (
+    Fitted,
+    TaskPlan,
+    TrainResources,
+    checkpoint_key,
+    extend,
+    fit_tasks,
+    learn_remaining,
+)
 from lada_ray.method.learner import Learnt, Seen
 from lada_ray.model import cached_pack
 from lada_ray.store import join
@@ -58,7 +66,7 @@ class MemoryLedger:
         return self.checkpoint
 
     def progress(self, task: TaskPlan, step: int, steps: int) -> None:
-        raise AssertionError("tiny tasks are over before anybody is told")
+        assert 0 < step <= steps
 
 
 def same(a: Fitted, b: Fitted) -> bool:

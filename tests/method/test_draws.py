@@ -19,7 +19,7 @@ def test_generators_differ_by_seed_purpose_and_position() -> None:
 
 
 def test_the_first_numbers_are_pinned() -> None:
-    """Changing these breaks the promise that a run continued by a later version ends with the same numbers."""
+    """Changing these breaks the promise that a run, continued by a later version, ends the same."""
     assert draws.batch_rows(0, 0, 0, 10, 4).tolist() == [5, 9, 0, 2]
     assert draws.view_choice(0, 1, 2, 8, 8).tolist() == [1, 2, 2, 1, 4, 5, 0, 0]
     noise = [-0.6909427, -0.0037467892, 0.8812064, 2.0653477]

@@ -1,4 +1,4 @@
-"""Learning a task: one step against a float64 reference from method's formulas, then whole small trainings."""
+"""Learning a task: one step against a float64 reference from the formulas, then whole small trainings."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def gradients_of(learner: TaskLearner) -> dict[str, Tensor]:
 def reference_step(
     learner: TaskLearner, model: nn.Module, task: TaskData, seen: Seen, step: int
 ) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of a step in float64, row by row, with open_clip's own text tower on the full context.
+    """Loss and gradients of a step in float64, row by row, with open_clip's own tower on the full context.
 
     Reads the learner's parameters and nothing else of it.
     """
@@ -368,7 +368,7 @@ def test_a_task_leaves_no_trace_in_the_next(tower: CausalTextTower, task: TaskDa
 
 
 def make_domain(position: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Raw features [n, V, d] around one centre per class, labels [n], and the centres' half-right text features."""
+    """Raw features [n, V, d] around one centre per class, labels [n], and half-right text features [c, d]."""
     rng = np.random.default_rng([seed, position])
     centres = rng.standard_normal((classes, WIDTH))
     labels = np.repeat(np.arange(classes), 12)

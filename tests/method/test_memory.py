@@ -1,4 +1,4 @@
-"""Memory vectors: grouped logits against the formula written as a double loop, and the k-means initialisation."""
+"""Memory vectors: grouped logits against the formula as a double loop, and the k-means initialisation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_chunks_change_nothing_and_bound_what_is_held(
 
 
 def test_a_class_s_vectors_never_meet_another_class_s_sum() -> None:
-    """A dense (all vectors x all classes) matrix would be 2000 x 500 here; the largest tensor is the affinities."""
+    """A dense (all vectors x all classes) matrix would be 2000 x 500; the largest tensor here is w itself."""
     z, w = unit_rows(3, 4).float(), unit_rows(500, 4, 4, seed=1).float()
     sizes = []
 

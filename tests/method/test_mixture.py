@@ -70,7 +70,7 @@ def test_duplicates_count_in_the_weights_only() -> None:
 
 
 def test_replay_draws_with_the_component_s_standard_deviation() -> None:
-    """A replayed p̃ = μ + e sqrt(Tr(Σ)/d): of a spherical Σ = σ² I the deviation of each coordinate is σ."""
+    """A replayed feature is p̃ = μ + e sqrt(Tr(Σ)/d)."""
     means, variances = torch.from_numpy(rows(3, 50)), torch.tensor([4.0, 0.25, 1e-6])
     noise = torch.randn(400, 3, 50, generator=torch.Generator().manual_seed(0))
     drawn = torch.stack([replay_features(means, variances, e) for e in noise])

@@ -1,0 +1,96 @@
+"""Resources, from a laptop to many machines; never all cores for encoders: they would wait for ever."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import ray
+
+from lada_ray.cluster import Resources, join_cluster, settle_resources
+from lada_ray.config import ResourceConfig
+from lada_ray.features.extract import READ_CPUS
+
+
+def settle(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[float, float]], **stated: Any) -> Resources:
+    """Settle resources in a cluster of nodes (cores, GPUs)."""
+    listed = [
+        {"Alive": True, "Resources": {name: n for name, n in (("CPU", cpus), ("GPU", gpus)) if n}}
+        for cpus, gpus in nodes
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: [*listed, {"Alive": False, "Resources": {"CPU": 64, "GPU": 8}}])
+    return settle_resources(ResourceConfig(**stated))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        # encoders, cores and GPUs of each; workers, cores and GPUs of each
+        ([(2, 0)], Resources(1, 1, 0, 1, 1, 0)),
+        ([(8, 0)], Resources(1, 4, 0, 1, 4, 0)),
+        ([(1, 0)], Resources(1, 0.5, 0, 1, 0.5, 0)),
+        ([(0, 0), (8, 0), (4, 0)], Resources(2, 2, 0, 1, 2, 0)),
+        ([(16, 1)], Resources(1, 1, 1, 1, 1, 1)),
+        ([(2, 0), (32, 8), (32, 8)], Resources(16, 1, 1, 1, 1, 1)),
+        ([(8, 8)], Resources(8, 0.5, 1, 1, 1, 1)),
+        ([], Resources(1, 0.5, 0, 1, 0.5, 0)),
+    ],
+)
+def test_what_is_left_open_follows_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[float, float]], expected: Resources
+) -> None:
+    found = settle(monkeypatch, nodes)
+    assert found == expected
+    cores = sum(cpus for cpus, _ in nodes)
+    assert not nodes or found.encoders * found.cpus_per_encoder + READ_CPUS <= cores
+
+
+def test_what_is_stated_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = {
+        "encoders": 3,
+        "gpus_per_encoder": 0.0,
+        "cpus_per_encoder": 2.0,
+        "train_workers": 0,
+        "gpus_per_train_worker": 0.5,
+        "cpus_per_train_worker": 3.0,
+    }
+    assert settle(monkeypatch, [(8, 2)], **stated) == Resources(3, 2, 0, 0, 3, 0.5)
+
+
+def test_encoders_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settle(monkeypatch, [(16, 1)], gpus_per_encoder=0.5)
+    assert (found.encoders, found.gpus_per_encoder) == (2, 0.5)
+
+
+def test_more_encoders_share_the_same_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle(monkeypatch, [(6, 0)], encoders=2).cpus_per_encoder == 1  # Ray takes no 1.5
+    assert settle(monkeypatch, [(2, 0)], encoders=4).cpus_per_encoder == 0.25
+
+
+def test_precision_follows_the_encoders_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle(monkeypatch, [(8, 1)]).precision == "bf16"
+    assert settle(monkeypatch, [(8, 1)], gpus_per_encoder=0).precision == "fp32"
+    assert settle(monkeypatch, [(8, 0)]).precision == "fp32"
+
+
+def test_joining_twice_stays_where_it_is(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ray.get_runtime_context().get_job_id()
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("joined again"))
+    join_cluster()
+    assert ray.get_runtime_context().get_job_id() == before
+
+
+def test_stderr_is_back_after_joining_failed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: Any) -> None:
+        print("the reason", file=sys.stderr, flush=True)
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ConnectionError):
+        join_cluster()
+    print("later", file=sys.stderr, flush=True)
+    assert "later" in capfd.readouterr().err
