@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+import lada_ray
 from lada_ray.domains.drawing import DRAWINGS, SIZE
 from lada_ray.domains.drawing.canvas import FONTS, Canvas, Frame, generator, glyph_mask
 from lada_ray.domains.drawing.digits import NUMBERS
@@ -240,7 +241,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = Path(__file__).resolve().parent.parent / "lada_ray" / "encoders"
+    default = Path(lada_ray.__file__).parent / "encoders"
     parser.add_argument(
         "--out", type=Path, default=default, help=f"folder for {NAME}.safetensors and {NAME}.json"
     )

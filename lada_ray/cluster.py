@@ -58,6 +58,30 @@ def _held_back_stderr() -> Iterator[None]:
             os.close(kept)
 
 
+def shortages(resources: Resources) -> list[str]:
+    """What is asked for and the cluster does not have now: it waits for that, for ever unless nodes are added."""
+    import ray
+
+    have = ray.cluster_resources()
+    asked = {
+        "encoders": (resources.encoders, resources.cpus_per_encoder, resources.gpus_per_encoder),
+        "train_workers": (
+            resources.train_workers,
+            resources.cpus_per_train_worker,
+            resources.gpus_per_train_worker,
+        ),
+    }
+    lines = []
+    for name, (number, cpus, gpus) in asked.items():
+        for what, each in (("CPU", cpus), ("GPU", gpus)):
+            if number * each > have.get(what, 0):
+                lines.append(
+                    f"{number} {name} with {each:g} {what}s each are more than the cluster has now "
+                    f"({have.get(what, 0):g}): unless it adds nodes, the run waits for ever; see --help, resources"
+                )
+    return lines
+
+
 def settle_resources(config: ResourceConfig) -> Resources:
     """Fill in what the configuration leaves open from what the cluster has now.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINE_EVERY_S = 10.0
 # A bar for something that is over at once would only flicker.
 BAR_AFTER_S = 0.7
+# Nobody should wonder for longer what a job is doing.
+NAMED_AFTER_S = 2.0
 
 
 @dataclass
@@ -45,13 +48,21 @@ class Console:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside, under this name; its progress bars end with it."""
+        """Time what happens inside, under this name, and name it if it takes long; its progress bars end with it."""
         started = time.monotonic()
+        note = threading.Timer(NAMED_AFTER_S, self._name_stage, [name])
+        note.daemon = True
+        note.start()
         try:
             yield
         finally:
+            note.cancel()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
             self._stop_bars()
+
+    def _name_stage(self, name: str) -> None:
+        if self._bar is None:
+            self.say(f"  {name} ...")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how far something is; call it as often as you like."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from lada_ray.cluster import Resources, join_cluster, settle_resources
+from lada_ray.cluster import Resources, join_cluster, settle_resources, shortages
 from lada_ray.config import StreamConfig
 from lada_ray.console import Console
 from lada_ray.domains.base import Domain
@@ -69,6 +69,8 @@ def prepare(config: StreamConfig, console: Console) -> Stream:
     with console.stage("start Ray"):
         join_cluster()
         resources = settle_resources(config.resources)
+    for line in shortages(resources):
+        console.say(f"warning: {line}")
     with console.stage("encoder"):
         spec = replace(spec, precision=config.encoder.precision or resources.precision)
         features = open_store(join(config.storage, "features"))

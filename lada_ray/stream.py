@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,6 +106,7 @@ def learn(
         if len(packs) == len(names):
             break
         if training is None or watch is None:
+            console.say("  start training ...")
             watch = Watcher()
             training = _start_training(stream, run, plan, identities, watch)
         elif over:
@@ -286,15 +289,22 @@ def _story(
 
 def next_steps(config: StreamConfig, folder: str) -> list[tuple[str, str]]:
     """What to do with a finished run: (what it does, the exact command)."""
-    code = f"import lada_ray; print(lada_ray.LadaModel.load('{folder}/model').predict(['IMAGE']))"
+    python = shlex.quote(_near(sys.executable))
+    job = _near(sys.argv[0]) if sys.argv[0].endswith("run_stream.py") else "jobs/run_stream.py"
+    code = f"import lada_ray; print(lada_ray.load('{folder}/model').predict(['IMAGE']))"
+    look = how_to_open(tracking_uri(config, os.environ))
+    again = ["--config", join(folder, "config.yaml"), "--method.beta", "2", "--name", "hot"]
     return [
-        ("ask the model", f'python -c "{code}"'),
-        ("look at the tracked run", how_to_open(tracking_uri(config, os.environ))),
-        (
-            "run it another way",
-            f"python jobs/run_stream.py --config {folder}/config.yaml --method.beta 2 --name hot",
-        ),
+        ("ask the model", f'{python} -c "{code}"'),
+        ("look at the tracked run", f"{python} -m {look}" if look.startswith("mlflow ") else look),
+        ("run it another way", f"{python} {shlex.join([job, *again])}"),
     ]
+
+
+def _near(path: str) -> str:
+    """The path as one would type it here."""
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
 
 
 def run_and_show(config: StreamConfig, fresh: bool = False) -> StreamResult:

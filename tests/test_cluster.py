@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from lada_ray.cluster import Resources, join_cluster, settle_resources
+from lada_ray.cluster import Resources, join_cluster, settle_resources, shortages
 from lada_ray.config import ResourceConfig
 from lada_ray.features.extract import READ_CPUS
 
@@ -94,3 +94,12 @@ def test_stderr_is_back_after_joining_failed(
         join_cluster()
     print("later", file=sys.stderr, flush=True)
     assert "later" in capfd.readouterr().err
+
+
+def test_what_the_cluster_lacks_is_told(ray_local: None) -> None:
+    short = shortages(Resources(4, 1, 0, 1, 1, 1))
+    assert [line.split(" are more")[0] for line in short] == [
+        "4 encoders with 1 CPUs each",
+        "1 train_workers with 1 GPUs each",
+    ]
+    assert shortages(Resources(1, 1, 0, 1, 1, 0)) == []
