@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from lada_ray.command_line import parse_flags
 from lada_ray.console import quiet_libraries
+from lada_ray.domains.base import STRICT
 from lada_ray.errors import InputError, LadaError
 from lada_ray.features.bank import FeatureBank, banks
 from lada_ray.report import size
@@ -20,6 +21,8 @@ from lada_ray.store import open_store
 
 class Flags(BaseModel):
     """What this job can be told."""
+
+    model_config = STRICT
 
     storage: str
     """Storage root of the runs: a folder, or s3:// or gs://."""

@@ -1,38 +1,41 @@
 """Log to MLflow what is missing there of a run: after an outage, or into another MLflow.
 
 python jobs/log_run.py runs/demo
-python jobs/log_run.py s3://bucket/runs/demo --tracking.uri http://mlflow:5000
+python jobs/log_run.py s3://bucket/runs/demo --tracking_uri http://mlflow:5000
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from pydantic import BaseModel
+
+from lada_ray.command_line import parse_flags
+from lada_ray.console import quiet_libraries
+from lada_ray.domains.base import STRICT
 from lada_ray.errors import LadaError
 from lada_ray.tracking import log_run
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the job.
+class Flags(BaseModel):
+    """What this job can be told."""
 
-    Args:
-        arguments: the command line; the process's own by default.
+    model_config = STRICT
 
-    Returns:
-        the exit code: 0 when everything is logged, 75 when the run is being written right now, else 1.
-    """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "folder", metavar="RUN_FOLDER", help="the run's folder, <storage>/<name>; a path or URI"
-    )
-    parser.add_argument("--tracking.uri", dest="uri", help="MLflow to log to (default: the run's own)")
-    parser.add_argument(
-        "--tracking.experiment", dest="experiment", help="experiment (default: the run's own)"
-    )
-    given = parser.parse_args(arguments)
+    folder: str
+    """The run's folder, <storage>/<name>: a path or URI."""
+    tracking_uri: str | None = None
+    """MLflow to log to (null: the run's own)."""
+    experiment: str | None = None
+    """Experiment to log to (null: the run's own)."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code: 0 when everything is logged, 75 when the run is being written, else 1."""
+    quiet_libraries()
     try:
-        return 0 if log_run(given.folder, given.uri, given.experiment) else 1
+        flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
+        return 0 if log_run(flags.folder, flags.tracking_uri, flags.experiment) else 1
     except LadaError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -7,11 +7,14 @@ ray job submit --working-dir . -- python jobs/run_stream.py --config configs/dem
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from lada_ray.command_line import JobFlags, parse_command_line
+from lada_ray.config import StreamConfig
 from lada_ray.console import Console, quiet_libraries
 from lada_ray.errors import LadaError
+from lada_ray.store import join
 
 
 class Flags(JobFlags):
@@ -26,21 +29,30 @@ class Flags(JobFlags):
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     quiet_libraries()
+    # What schedulers send: end like on Ctrl-C, with the lease released and MLflow told.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         config, flags = parse_command_line(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        if flags.plan:
-            from lada_ray.plan import print_plan
-
-            return print_plan(config, Console())
-        from lada_ray.stream import run_and_show
-
-        run_and_show(config, flags.fresh)
+        return run(config, flags, Console())
     except LadaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command continues where it was", file=sys.stderr)
         return 130
+
+
+def run(config: StreamConfig, flags: Flags, console: Console) -> int:
+    """Do what was asked for; returns the exit code."""
+    # Imported when the command line is known to be good: it takes seconds.
+    from lada_ray.plan import print_plan
+    from lada_ray.results import show
+    from lada_ray.stream import run_stream
+
+    if flags.plan:
+        return print_plan(config, console)
+    console.say(f"{config.name}: {len(config.domains)} domains -> {join(config.storage, config.name)}")
+    show(config, run_stream(config, flags.fresh, console), console)
     return 0
 
 

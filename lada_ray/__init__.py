@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lada_ray.version import __version__
+
 if TYPE_CHECKING:
     from lada_ray.config import StreamConfig
     from lada_ray.model import LadaModel
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from lada_ray.stream import run_stream
     from lada_ray.tracking import load
 
-__all__ = ["LadaModel", "StreamConfig", "StreamResult", "load", "run_stream"]
+__all__ = ["LadaModel", "StreamConfig", "StreamResult", "__version__", "load", "run_stream"]
 
 # Imported when first asked for: a Ray worker that only hashes files should not wait for torch and MLflow.
 _HOMES = {

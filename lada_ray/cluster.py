@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from lada_ray.config import ResourceConfig
+from lada_ray.errors import LadaError
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,45 @@ def join_cluster() -> None:
 
     if ray.is_initialized():
         return
-    with _held_back_stderr():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with _held_back_stderr():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    # Ray raises many kinds here: no such host, a version that differs, a token that is missing or wrong.
+    except Exception as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        raise LadaError(
+            f"cannot join the Ray cluster at {address}: {error}. Check RAY_ADDRESS, that Ray has the same version "
+            "there, and RAY_AUTH_MODE and RAY_AUTH_TOKEN if it asks for a token; RAY_ADDRESS=local starts one here"
+        ) from error
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        # Ray's C++ core sets a handler that prints a stack and aborts: how schedulers end a job is no crash.
+        signal.signal(signal.SIGTERM, before)
+
+
+def result(reference: Any) -> Any:
+    """`ray.get`, with an error of ours raised as itself: its message alone, not Ray's remote traceback around it.
+
+    Raises:
+        LadaError: raised in the task, or telling what became of the task (its node died, its code failed).
+    """
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise cause(error) from error
+
+
+def cause(error: BaseException) -> LadaError:
+    """The error of ours behind an error of Ray's; else one that says in a line what happened."""
+    seen: list[BaseException | None] = [error, getattr(error, "cause", None), error.__cause__]
+    for one in seen:
+        if isinstance(one, LadaError) and not hasattr(one, "cause"):
+            return one
+    inner = getattr(error, "cause", None) or error
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    return LadaError(f"a Ray task failed: {type(inner).__name__}: {lines[-1] if lines else ''}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, Union, get_args, get_origin
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -23,8 +24,10 @@ from lada_ray.errors import ConfigError
 from lada_ray.store import is_remote
 
 HEADING = "The configuration is not valid"
+BLANK = "***"
+"""What stands where a password was."""
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-RESERVED = frozenset({"features", "demo-images", "mlflow.db", "mlartifacts", "mlruns"})
+RESERVED = frozenset({"features", "encoders", "demo-images", "mlflow.db", "mlartifacts", "mlruns"})
 """What lies beside the run folders in a storage, so no run may have such a name."""
 NETWORK_FILE_SYSTEMS = frozenset(
     ["nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "ceph", "glusterfs", "beegfs", "gpfs", "afs", "pvfs2"]
@@ -244,6 +247,21 @@ class StreamConfig(BaseModel):
     def to_yaml(self) -> str:
         """Write all that holds, with absolute paths; `from_yaml` of it gives an equal configuration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+    def without_password(self) -> StreamConfig:
+        """The same with the password of `tracking.uri` blanked: what may be written down."""
+        if self.tracking.uri is None:
+            return self
+        tracking = self.tracking.model_copy(update={"uri": hide_password(self.tracking.uri)})
+        return self.model_copy(update={"tracking": tracking})
+
+
+def hide_password(uri: str) -> str:
+    """Blank the password of a URI, for messages and files."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", f":{BLANK}@")))
 
 
 # ---------------------------------------------------------------- files
@@ -513,6 +531,9 @@ def mlflow_uri(
         ConfigError: the storage is remote or shared and no server is named, or the URI is a folder.
     """
     uri = configured or environ.get("MLFLOW_TRACKING_URI")
+    if uri and f":{BLANK}@" in uri:
+        advice = "passwords are not written down: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise ConfigError([f"{uri} lacks its password; {advice}"], _NOWHERE)
     if uri and (uri.startswith("file:") or ("://" not in uri and uri != "databricks")):
         raise ConfigError([f"{uri} is a folder, and MLflow no longer logs to folders. {_SERVER}"], _NOWHERE)
     if uri and not uri.startswith("sqlite:///"):

@@ -29,10 +29,12 @@ class Console:
 
     Attributes:
         seconds: wall seconds by stage, summed over its occurrences.
+        notes: the warnings so far.
     """
 
     quiet: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     rich: RichConsole = field(default_factory=lambda: RichConsole(highlight=False))
     _bar: Progress | None = None
@@ -45,6 +47,11 @@ class Console:
         if not self.quiet:
             target = self._bar.console if self._bar else self.rich
             target.print(message, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Print a warning, and keep it for the report."""
+        self.notes.append(message)
+        self.say(f"warning: {message}")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

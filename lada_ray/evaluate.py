@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lada_ray.cluster import result
+from lada_ray.console import Console
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.text import read_text
 from lada_ray.model import Head, Prediction, cached_pack
 from lada_ray.pack import Label
+from lada_ray.store import Store
 from lada_ray.views import TEST_VIEW
+
+# A row is a matrix product: it finds room beside training on a small machine.
+TASK_CPUS = 0.5
+EXAMPLES_PER_DOMAIN = 4
 
 Floats = npt.NDArray[np.float32]
 
@@ -149,3 +157,55 @@ def _labelled(evaluation: Evaluation, digests: Sequence[str], features: list[Flo
     packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
     labels, _ = candidates(evaluation, Head(packs, evaluation.prediction, evaluation.bank.width))
     return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, digests, features)]
+
+
+class Evaluator:
+    """Rows of the accuracy matrix, computed by Ray tasks and kept in the run's folder.
+
+    Args:
+        store: the run's folder.
+        evaluation: the test sets of all domains.
+        console: times the evaluation.
+    """
+
+    def __init__(self, store: Store, evaluation: Evaluation, console: Console) -> None:
+        self.store, self.evaluation, self.console = store, evaluation, console
+
+    def load(self) -> None:
+        """Have the test features loaded, and wait until they are.
+
+        To be called before training starts: on a small machine they would wait for cores until it ends.
+        """
+        import ray
+
+        with self.console.stage("load test features"):
+            ray.wait([self._features], fetch_local=False)
+
+    @cached_property
+    def _features(self) -> Any:
+        """Test features in the object store of the cluster: loaded by a task, once; the driver holds a reference."""
+        import ray
+
+        return ray.remote(num_cpus=TASK_CPUS)(load_tests).remote(self.evaluation)
+
+    def row(self, packs: Sequence[str], learnt: str) -> Row:
+        """The row after these packs; computed once."""
+        import ray
+
+        key = f"rows/{packs[-1] if packs else 'zero_shot'}-{self.evaluation.digest}.json"
+        found = self.store.read_version(key)
+        if found is not None:
+            return Row(**json.loads(found[0]))
+        with self.console.stage("evaluate"):
+            task = ray.remote(num_cpus=TASK_CPUS)(evaluate_row)
+            row = result(task.remote(self.evaluation, packs, learnt, self._features))
+        self.store.write(key, json.dumps(asdict(row), indent=1, ensure_ascii=False).encode())
+        return row
+
+    def examples(self, packs: Sequence[str]) -> list[dict[str, Any]]:
+        """A few test images of each domain and what they are taken for."""
+        import ray
+
+        with self.console.stage("evaluate"):
+            task = ray.remote(num_cpus=TASK_CPUS)(predict_examples)
+            return result(task.remote(self.evaluation, packs, self._features, EXAMPLES_PER_DOMAIN))

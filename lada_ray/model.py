@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +18,27 @@ import torch.nn.functional as F
 
 from lada_ray.domains.base import read_bytes
 from lada_ray.encoder import Encoder, EncoderSpec, load_encoder
+from lada_ray.encoder.resolve import weights_file
 from lada_ray.errors import Conflict, InputError, IntegrityError, LostLease
 from lada_ray.method import fusion
 from lada_ray.method.memory import memory_logits
 from lada_ray.pack import Label, TaskPack
-from lada_ray.store import Store, join, open_store
-from lada_ray.views import TEST_VIEW, decode, render
+from lada_ray.store import Store, is_remote, join, open_store
+from lada_ray.views import TEST_VIEW, Pixels, decode, render
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    AnyImage = str | Path | bytes | Image.Image
 
 
 MODEL = "model.json"
 FORMAT = 1
 # Images whose logits exist at once when predicting: at 10 000 classes 160 MB.
 ROWS = 4096
+# Images whose pixels exist at once when predicting.
+IMAGES = 512
+UNREAD = "These images cannot be read"
 Floats = npt.NDArray[np.float32]
 
 
@@ -166,42 +172,54 @@ class Head:
             # A label that stands in several packs has the newest one's text feature.
             self.text[rows] = pack.tensors["text"]
 
-    def text_logits(self, unit: torch.Tensor, unseen: Floats | None = None) -> torch.Tensor:
-        """τ z·t̂ over seen, then unseen classes, [N, C + U], of unit features [N, d]."""
-        text = self.text if unseen is None else np.concatenate([self.text, np.asarray(unseen, np.float32)])
-        return self.prediction.tau * unit @ F.normalize(torch.tensor(text), dim=-1).T
-
-    def memory_logits(self, unit: torch.Tensor) -> torch.Tensor:
-        """Grouped affinities of the seen classes, [N, C]; for a label in several packs the maximum over its packs."""
-        logits = torch.full((len(unit), len(self.labels)), -torch.inf)
-        for pack, rows in zip(self.packs, self._rows, strict=True):
-            memory, mask = (torch.tensor(pack.tensors[name]) for name in ("memory", "mask"))
-            own = memory_logits(unit, memory, self.prediction.beta, mask.bool())
-            logits[:, rows] = torch.maximum(logits[:, rows], own)
-        return logits
+        self._memory = [
+            (torch.tensor(pack.tensors["memory"]), torch.tensor(pack.tensors["mask"]).bool())
+            for pack in packs
+        ]
 
     @torch.inference_mode()
+    def parts(self, features: Floats, unseen_text: Floats | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text logits over seen, then unseen classes, [N, C + U], and memory logits of the seen ones, [N, C].
+
+        A label that stands in several packs has the maximum of the packs' own memory logits.
+        """
+        features = np.asarray(features, np.float32)
+        if features.ndim != 2 or features.shape[1] != self.width:
+            raise ValueError(
+                f"features must be [N, {self.width}], as this model's encoder gives them; got {features.shape}"
+            )
+        unit = F.normalize(torch.tensor(features), dim=-1)
+        text = (
+            self.text
+            if unseen_text is None
+            else np.concatenate([self.text, np.asarray(unseen_text, np.float32)])
+        )
+        memory = torch.full((len(unit), len(self.labels)), -torch.inf)
+        for (vectors, mask), rows in zip(self._memory, self._rows, strict=True):
+            own = memory_logits(unit, vectors, self.prediction.beta, mask)
+            memory[:, rows] = torch.maximum(memory[:, rows], own)
+        return self.prediction.tau * unit @ F.normalize(torch.tensor(text), dim=-1).T, memory
+
     def logits(self, features: Floats, unseen_text: Floats | None = None) -> Floats:
         """See `LadaModel.logits`."""
-        unit = _unit(features)
-        text = self.text_logits(unit, unseen_text)
-        return fusion.add_memory(text, self.memory_logits(unit), self.prediction.alpha).numpy()
+        return fusion.add_memory(*self.parts(features, unseen_text), self.prediction.alpha).numpy()
 
     def predict(self, features: Floats, unseen_text: Floats | None = None) -> npt.NDArray[np.int64]:
-        """See `LadaModel.predict_features`."""
-        parts = [self._predict(features[i : i + ROWS], unseen_text) for i in range(0, len(features), ROWS)]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        """See `LadaModel.predict_features`; done in chunks of `ROWS` images."""
+        chosen = [np.zeros(0, np.int64)]
+        for start in range(0, len(features), ROWS):
+            chosen.append(self.predict_scored(features[start : start + ROWS], unseen_text)[0])
+        return np.concatenate(chosen)
 
-    @torch.inference_mode()
-    def _predict(self, features: Floats, unseen_text: Floats | None) -> npt.NDArray[np.int64]:
-        unit = _unit(features)
-        text, memory = self.text_logits(unit, unseen_text), self.memory_logits(unit)
+    def predict_scored(
+        self, features: Floats, unseen_text: Floats | None = None
+    ) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Predicted classes [N], and the softmax of each among the classes on its side of the gate, [N]."""
+        text, memory = self.parts(features, unseen_text)
         how: Any = self.prediction.fusion
-        return fusion.predict(text, memory, self.prediction.alpha, how).numpy()
-
-
-def _unit(features: Floats) -> torch.Tensor:
-    return F.normalize(torch.tensor(np.asarray(features, np.float32)), dim=-1)
+        chosen = fusion.predict(text, memory, self.prediction.alpha, how).numpy()
+        logits = fusion.add_memory(text, memory, self.prediction.alpha).numpy()
+        return chosen, _scores(logits, chosen, len(self.labels), how)
 
 
 class LadaModel:
@@ -229,7 +247,8 @@ class LadaModel:
         store = open_store(path_or_uri)
         found = read_model_file(store)
         if found is None:
-            raise FileNotFoundError(f"no model at {store.uri}: it has no {MODEL}")
+            hint = f"; the model of this run is {store.uri}/model" if store.exists(f"model/{MODEL}") else ""
+            raise FileNotFoundError(f"no model at {store.uri}: it has no {MODEL}{hint}")
         file = found[0]
         packs = [TaskPack.read(store, digest) for digest in file.packs]
         for pack, parent in zip(packs, [None, *file.packs], strict=False):
@@ -245,9 +264,10 @@ class LadaModel:
         for pack in self.packs:
             pack.write(store)
         encoder = dict(self.file.encoder)
-        if self.spec.local_weights is not None:
-            name = f"encoder/{self.spec.local_weights.name}"
-            store.write(name, self.spec.local_weights.read_bytes())
+        if self.spec.local_weights is not None or is_remote(self.spec.pretrained):
+            weights = weights_file(self.spec)
+            name = f"encoder/{weights.name}"
+            store.write(name, weights.read_bytes())
             encoder["spec"] = {**encoder["spec"], "pretrained": f"./{name}"}
         store.write(MODEL, replace(self.file, encoder=encoder).to_bytes())
 
@@ -298,12 +318,12 @@ class LadaModel:
         return self.head.predict(features, unseen_text)
 
     def predict(
-        self, images: Iterable[str | Path | bytes | Image.Image], extra_classes: Sequence[str] = ()
+        self, images: AnyImage | Iterable[AnyImage], extra_classes: Sequence[str] = ()
     ) -> pd.DataFrame:
         """Classify images.
 
         Args:
-            images: paths, URIs, encoded bytes or PIL images.
+            images: paths, URIs, encoded bytes or PIL images; or a single one.
             extra_classes: names of classes that were not learnt, to be recognised zero-shot.
 
         Returns:
@@ -313,48 +333,70 @@ class LadaModel:
         Raises:
             InputError: naming every image that cannot be read, or if there is no class to choose from.
         """
+        if isinstance(images, (str, Path, bytes)) or hasattr(images, "convert"):
+            images = [cast("AnyImage", images)]
+        if isinstance(extra_classes, str) or not all(str(name).strip() for name in extra_classes):
+            raise InputError(
+                ["extra_classes: give a list of names, such as ['zebra crossing']"], "Nothing predicted"
+            )
         unseen = self._text([str(name) for name in extra_classes]) if extra_classes else None
         names = [*self.head.labels, *((None, name) for name in extra_classes)]
         if not names:
             raise InputError(["nothing is learnt yet: give extra_classes"], "Nothing to predict")
-        features = self.encode(images)
-        chosen = self.predict_features(features, unseen)
-        scores = _scores(
-            self.logits(features, unseen), chosen, len(self.head.labels), self.file.prediction.fusion
-        )
-        rows = [(*names[j], score) for j, score in zip(chosen, scores, strict=True)]
+        rows, problems = [], []
+        for start, some in _chunks(images, IMAGES):
+            pixels, unread = self._pixels(some, start)
+            problems += unread
+            if not problems:
+                chosen, scores = self.head.predict_scored(self.encoder.encode_pixels(pixels), unseen)
+                rows += [(*names[j], score) for j, score in zip(chosen, scores, strict=True)]
+        if problems:
+            raise InputError(problems, UNREAD)
         return pd.DataFrame(rows, columns=["domain", "class", "score"])
 
-    def encode(self, images: Iterable[str | Path | bytes | Image.Image]) -> Floats:
+    def encode(self, images: Iterable[AnyImage]) -> Floats:
         """Raw features of images under the deterministic view, [N, d].
 
         Raises:
             InputError: naming every image that cannot be read.
         """
-        pixels, problems = [], []
-        for i, image in enumerate(images):
-            try:
-                pixels.append(render(_open(image), "", TEST_VIEW, self.spec.preprocess))
-            except Exception as error:
-                problems.append(
-                    f"image {i} ({image if isinstance(image, (str, Path)) else type(image).__name__}): {error}"
-                )
+        pixels, problems = self._pixels(images)
         if problems:
-            raise InputError(problems, "These images cannot be read")
-        size = self.spec.preprocess.size
-        return self.encoder.encode_pixels(
-            np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
-        )
+            raise InputError(problems, UNREAD)
+        return self.encoder.encode_pixels(pixels)
+
+    def _pixels(self, images: Iterable[AnyImage], start: int = 0) -> tuple[Pixels, list[str]]:
+        """Pixels [N, size, size, 3], and a line for each image that cannot be read."""
+        pixels, problems = [np.zeros((0, *(self.spec.preprocess.size,) * 2, 3), np.uint8)], []
+        for i, image in enumerate(images, start):
+            try:
+                pixels.append(render(_open(image), "", TEST_VIEW, self.spec.preprocess)[None])
+            # Whatever a decoder stumbles over is told with the image's name.
+            except Exception as error:
+                name = image if isinstance(image, (str, Path)) else type(image).__name__
+                problems.append(f"image {i} ({name}): {error}")
+        return np.concatenate(pixels), problems
 
     def _text(self, class_names: Sequence[str]) -> Floats:
         prompts = [self.file.encoder["prompt"].replace("{}", name.replace("_", " ")) for name in class_names]
         return self.encoder.encode_text(prompts)
 
 
-def _open(image: str | Path | bytes | Image.Image) -> Image.Image:
+def _chunks(images: Iterable[AnyImage], size: int) -> Iterator[tuple[int, list[AnyImage]]]:
+    rest, start = iter(images), 0
+    while some := list(islice(rest, size)):
+        yield start, some
+        start += len(some)
+
+
+def _open(image: AnyImage) -> Image.Image:
     if isinstance(image, (str, Path)):
         return decode(read_bytes(str(image)))
-    return decode(image) if isinstance(image, bytes) else image.convert("RGB")
+    if isinstance(image, bytes):
+        return decode(image)
+    if not hasattr(image, "convert"):
+        raise TypeError("give a path, a URI, encoded bytes or a PIL image")
+    return image.convert("RGB")
 
 
 def _scores(logits: Floats, chosen: npt.NDArray[np.int64], seen: int, fusion: str) -> Floats:
@@ -373,17 +415,5 @@ def _with_own_encoder(file: ModelFile, store: Store) -> ModelFile:
     pretrained = str(file.encoder["spec"]["pretrained"])
     if not pretrained.startswith("./"):
         return file
-    key = pretrained.removeprefix("./")
-    local = Path(store.uri) / key if "://" not in store.uri else _download(store, key)
-    return replace(file, encoder={**file.encoder, "spec": {**file.encoder["spec"], "pretrained": str(local)}})
-
-
-def _download(store: Store, key: str) -> Path:
-    """The weights of a model in an object store, on this machine's disk, once."""
-    import tempfile
-
-    name = hashlib.sha256(join(store.uri, key).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"lada_ray-{name}" / Path(key).name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    open_store(path.parent).write(path.name, store.read(key))
-    return path
+    where = join(store.uri, pretrained.removeprefix("./"))
+    return replace(file, encoder={**file.encoder, "spec": {**file.encoder["spec"], "pretrained": where}})

@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from lada_ray.errors import IntegrityError
 from lada_ray.store import Store
+from lada_ray.version import __version__
 
 FORMAT = 1
-PACKAGES = ("lada_ray", "torch", "numpy", "scikit-learn", "open_clip_torch", "pillow")
+PACKAGES = ("torch", "numpy", "scikit-learn", "open_clip_torch", "pillow")
 
 
 class Label(NamedTuple):
@@ -105,33 +106,45 @@ class TaskPack:
         """
         from safetensors.numpy import load
 
-        where = f"{store.uri}/packs/{digest}"
-        try:
-            meta_bytes = store.read(f"packs/{digest}/pack.json")
-            tensor_bytes = store.read(f"packs/{digest}/tensors.safetensors")
-        except FileNotFoundError as error:
-            raise IntegrityError(
-                f"{where} is incomplete: {error}; restore it from a copy of the model"
-            ) from error
-        if hashlib.sha256(meta_bytes).hexdigest() != digest:
-            raise IntegrityError(
-                f"{where}/pack.json was changed: its SHA-256 is not the digest it was committed under"
-            )
-        meta = json.loads(meta_bytes)
+        meta = cls.read_meta(store, digest)
+        data = _read_part(store, digest, "tensors.safetensors")
+        if hashlib.sha256(data).hexdigest() != meta["tensors_sha256"]:
+            where = f"{store.uri}/packs/{digest}/tensors.safetensors"
+            raise IntegrityError(f"{where} was changed or cut short; restore it from a copy of the model")
+        return cls(meta, load(data))
+
+    @classmethod
+    def read_meta(cls, store: Store, digest: str) -> Mapping[str, Any]:
+        """Read a pack's pack.json alone, checked against its digest.
+
+        Raises:
+            IntegrityError: if it is missing, cut short or changed.
+        """
+        where = f"{store.uri}/packs/{digest}/pack.json"
+        data = _read_part(store, digest, "pack.json")
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise IntegrityError(f"{where} was changed: its SHA-256 is not the digest it was committed under")
+        meta = json.loads(data)
         if meta["format"] != FORMAT:
             raise IntegrityError(
                 f"{where} has format {meta['format']}, this version reads {FORMAT}; upgrade lada_ray"
             )
-        if hashlib.sha256(tensor_bytes).hexdigest() != meta["tensors_sha256"]:
-            raise IntegrityError(
-                f"{where}/tensors.safetensors was changed or cut short; restore it from a copy"
-            )
-        return cls(meta, load(tensor_bytes))
+        return meta
+
+
+def _read_part(store: Store, digest: str, name: str) -> bytes:
+    try:
+        return store.read(f"packs/{digest}/{name}")
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{store.uri}/packs/{digest} is incomplete: {error}; restore it from a copy of the model"
+        ) from error
 
 
 def code_versions() -> dict[str, str]:
     """Versions of everything that decides a pack's numbers."""
-    return {name: _version(name) for name in PACKAGES}
+    # Ours by its own word: on a cluster the code may travel with the job, and not be installed.
+    return {"lada_ray": __version__, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str:

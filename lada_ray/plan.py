@@ -6,28 +6,30 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from lada_ray.cluster import result
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
 from lada_ray.domains.base import Domain, Sample, read_bytes
 from lada_ray.domains.check import shared_class_names
-from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray.encoder import Encoder, load_encoder
 from lada_ray.errors import LadaError
 from lada_ray.features.fill import Images, find_gaps
 from lada_ray.features.selection import Selection, select
+from lada_ray.fit.task import FitPlan
 from lada_ray.method.draws import steps_per_epoch
 from lada_ray.method.learner import Seen, TaskData, TaskLearner
 from lada_ray.method.settings import LadaSettings
 from lada_ray.method.tuner import CausalTextTower
 from lada_ray.model import read_model_file
-from lada_ray.prepare import Stream, plan_fit, prepare
+from lada_ray.prepare import Stream, check_input, pack_identities, plan_fit, prepare
 from lada_ray.report import duration, size
+from lada_ray.run import started_differently
 from lada_ray.store import join, open_store
-from lada_ray.views import TEST_VIEW, BadImage, decode, render
+from lada_ray.views import TEST_VIEW, decode, render
 
 PROBE_IMAGES = 16
 PROBE_STEPS = 3
@@ -44,7 +46,7 @@ class Probe:
     encode: float
     """To encode one view, with one encoder."""
     step: float
-    """Of one training step of the domain with the most classes, without replay."""
+    """Of one training step of the domain with the most classes, half-way through the stream."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class DomainPlan:
 
 
 def print_plan(config: StreamConfig, console: Console) -> int:
-    """Print what a run of this configuration would do; nothing is encoded, learnt or changed.
+    """Print what a run of this configuration would do; nothing is encoded or learnt.
 
     Returns:
         0, or the exit code of the problems found, which are printed with everything that could be found out.
@@ -70,7 +72,12 @@ def print_plan(config: StreamConfig, console: Console) -> int:
     except LadaError as error:
         console.say(str(error))
         code = error.exit_code
-    stream = prepare(config, console)
+    stream = prepare(config, *check_input(config, console), console, keep=False)
+    model_store = open_store(join(config.storage, config.name, "model"))
+    different = started_differently(model_store, config, stream.spec, stream.info, pack_identities(stream))
+    for line in different:
+        console.say(f"{config.name} was started differently: {line}")
+        code = 1
     plans = [_plan_domain(stream, domain, i) for i, domain in enumerate(stream.domains)]
     _print_encoder(stream, console)
     console.rich.print(_table(plans))
@@ -141,50 +148,43 @@ def _probe(stream: Stream, plans: Sequence[DomainPlan]) -> Probe:
     ]
     largest = max(plans, key=lambda plan: len(plan.selection.domain.class_names)).selection.domain
     task = ray.remote(num_cpus=r.cpus_per_encoder, num_gpus=r.gpus_per_encoder)(_measure)
-    settings = plan_fit(stream, ()).settings
-    return ray.get(
-        task.remote(stream.spec, samples[:PROBE_IMAGES], stream.prompts(largest), settings, stream.info.tau)
-    )
+    # Half of all classes: what a step replays on average over the stream.
+    seen = sum(len(plan.selection.domain.class_names) for plan in plans) // 2
+    fit = plan_fit(stream, ())
+    device = "cuda" if r.gpus_per_encoder else "cpu"
+    return result(task.remote(fit, samples[:PROBE_IMAGES], stream.prompts(largest), seen, device))
 
 
 def _measure(
-    spec: EncoderSpec, samples: Sequence[Sample], prompts: Sequence[str], settings: LadaSettings, tau: float
+    fit: FitPlan, samples: Sequence[Sample], prompts: Sequence[str], seen: int, device: str
 ) -> Probe:
-    encoder = load_encoder(spec)
+    spec, encoder = fit.spec, load_encoder(fit.spec, device)
     started = time.perf_counter()
     pixels = []
     for sample in samples:
         try:
             pixels.append(render(decode(read_bytes(sample.uri)), "", TEST_VIEW, spec.preprocess))
-        except (BadImage, OSError):
-            continue  # the run itself lists bad images
+        except Exception:  # the run itself lists bad images, with their reasons
+            continue
     rendering = time.perf_counter() - started
-    batch = (
-        np.resize(np.stack(pixels), (64, *pixels[0].shape))
-        if pixels
-        else np.zeros((64, *_shape(spec)), np.uint8)
-    )
+    empty = np.zeros((spec.preprocess.size, spec.preprocess.size, 3), np.uint8)
+    batch = np.resize(np.stack(pixels or [empty]), (64, *empty.shape))
     encoder.encode_pixels(batch)
     started = time.perf_counter()
     encoder.encode_pixels(batch)
     encoding = time.perf_counter() - started
-    return Probe(
-        rendering / max(1, len(samples)), encoding / len(batch), _time_steps(encoder, prompts, settings, tau)
-    )
+    step = _time_steps(encoder, prompts, fit, seen)
+    return Probe(rendering / max(1, len(samples)), encoding / len(batch), step)
 
 
-def _shape(spec: EncoderSpec) -> tuple[int, int, int]:
-    return spec.preprocess.size, spec.preprocess.size, 3
-
-
-def _time_steps(encoder: Any, prompts: Sequence[str], settings: LadaSettings, tau: float) -> float:
-    width, classes = encoder.spec.architecture["embed_dim"], len(prompts)
+def _time_steps(encoder: Encoder, prompts: Sequence[str], fit: FitPlan, seen: int) -> float:
+    settings, width = fit.settings, encoder.spec.architecture["embed_dim"]
     rng = np.random.default_rng(0)
-    memory = rng.standard_normal((classes, settings.memory_per_class, width), np.float32)
+    memory = rng.standard_normal((len(prompts), settings.memory_per_class, width), np.float32)
     data = TaskData(
         position=0,
         views=rng.standard_normal((settings.batch_size, 1, width), np.float32),
-        labels=rng.integers(classes, size=settings.batch_size),
+        labels=rng.integers(len(prompts), size=settings.batch_size),
         memory=memory,
         mask=np.ones(memory.shape[:2], np.bool_),
         text=encoder.encode_text(prompts),
@@ -192,12 +192,27 @@ def _time_steps(encoder: Any, prompts: Sequence[str], settings: LadaSettings, ta
     )
     tower = None if settings.text_tuner == "none" else CausalTextTower(encoder.model)
     few = replace(settings, epochs=PROBE_STEPS + 1)
-    learner = TaskLearner(data, Seen.nothing(width), tower, tau, few, 0, encoder.device)
+    learner = TaskLearner(data, _made_up(seen, settings, width, rng), tower, fit.tau, few, 0, encoder.device)
     learner.step()
     started = time.perf_counter()
     for _ in range(PROBE_STEPS):
         learner.step()
     return (time.perf_counter() - started) / PROBE_STEPS
+
+
+def _made_up(classes: int, settings: LadaSettings, width: int, rng: np.random.Generator) -> Seen:
+    """A state of as many classes as are seen half-way."""
+    memory = rng.standard_normal((classes, settings.memory_per_class, width), np.float32)
+    labels = np.repeat(np.arange(classes), settings.mixture_components)
+    return Seen(
+        text=memory[:, 0],
+        memory=memory,
+        mask=np.ones(memory.shape[:2], np.bool_),
+        means=rng.standard_normal((len(labels), width), np.float32),
+        variances=np.ones(len(labels), np.float32),
+        weights=np.full(len(labels), 1 / settings.mixture_components, np.float32),
+        labels=labels,
+    )
 
 
 def _print_estimate(stream: Stream, plans: Sequence[DomainPlan], probe: Probe, console: Console) -> None:
@@ -214,7 +229,7 @@ def _print_estimate(stream: Stream, plans: Sequence[DomainPlan], probe: Probe, c
     total = encoding + training + (START_UP_S if missing or training else 0)
     console.say(
         f"time, estimated from a probe of {PROBE_IMAGES} images and {PROBE_STEPS} steps: encode {duration(encoding)}, "
-        f"learn {duration(training)} (replay on top), with start-up about {duration(total)}\n"
+        f"learn {duration(training)}, with start-up about {duration(total)}\n"
         f"disk: {size(missing * width * 4)} of features, {size(pack)} of packs\n"
         f"memory: {size(stream.info.parameters * 4)} of weights per process that holds the encoder, "
         f"at most {size(views)} of training features"

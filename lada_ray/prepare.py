@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from lada_ray.cluster import Resources, join_cluster, settle_resources, shortages
+from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
 from lada_ray.config import StreamConfig
 from lada_ray.console import Console
 from lada_ray.domains.base import Domain
-from lada_ray.domains.check import load_domains, overlaps
+from lada_ray.domains.check import load_domains, overlap, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
+from lada_ray.encoder.resolve import DEMO
 from lada_ray.errors import InputError
 from lada_ray.evaluate import Evaluation, TestSet
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.extract import Extraction, Pool
 from lada_ray.features.fill import Choice, Images, choose_images, fill_bank
 from lada_ray.features.index import FileIndex
-from lada_ray.features.text import Prompts, describe, known_info, known_text, make_prompts
+from lada_ray.features.text import Prompts, describe, info_key, known_info, known_text, make_prompts
 from lada_ray.fit.classes import fit_classes
 from lada_ray.fit.task import FitPlan, TaskPlan
 from lada_ray.method.settings import LadaSettings
-from lada_ray.model import Prediction
-from lada_ray.run import Json, Run, pack_identity
+from lada_ray.results import write_overlaps
+from lada_ray.run import Json, Run, pack_identity, prediction_of
 from lada_ray.store import Store, join, open_store
 
 
@@ -49,38 +52,70 @@ class Stream:
         c = self.config
         return Choice(c.shots, c.views, c.seed, c.max_bad_share)
 
-    def template(self, domain: Domain) -> str:
-        """Prompt template of a domain."""
-        return domain.prompt or self.config.encoder.prompt
+    @property
+    def pool(self) -> Pool:
+        """The encoder actors."""
+        r = self.resources
+        return Pool(r.encoders, r.cpus_per_encoder, r.gpus_per_encoder)
 
     def prompts(self, domain: Domain) -> Prompts:
         """A prompt per class of a domain."""
-        return make_prompts(self.template(domain), domain.class_names)
+        return domain_prompts(self.config, domain)
 
 
-def prepare(config: StreamConfig, console: Console) -> Stream:
-    """List and check the domains, join the cluster and get to know the encoder.
+def domain_prompts(config: StreamConfig, domain: Domain) -> Prompts:
+    """A prompt per class of a domain."""
+    return make_prompts(domain.prompt or config.encoder.prompt, domain.class_names)
+
+
+def prepare(
+    config: StreamConfig, domains: tuple[Domain, ...], spec: EncoderSpec, console: Console, keep: bool = True
+) -> Stream:
+    """Join the cluster and get to know the encoder.
+
+    Args:
+        config: what to learn.
+        domains: from `check_input`.
+        spec: likewise.
+        console: shows progress.
+        keep: copy local encoder weights into the storage, where all nodes and all later users of the model find them.
 
     Raises:
-        InputError: with all problems of domains and encoder, before anything expensive starts.
+        InputError: the encoder cannot be used, or not with the text tuner.
     """
-    with console.stage("list domains"):
-        domains, spec = check_input(config)
     with console.stage("start Ray"):
         join_cluster()
         resources = settle_resources(config.resources)
     for line in shortages(resources):
-        console.say(f"warning: {line}")
+        console.warn(line)
     with console.stage("encoder"):
         spec = replace(spec, precision=config.encoder.precision or resources.precision)
+        spec = keep_weights(spec, open_store(config.storage)) if keep else spec
         features = open_store(join(config.storage, "features"))
-        prompts = [make_prompts(d.prompt or config.encoder.prompt, d.class_names) for d in domains]
+        prompts = [domain_prompts(config, domain) for domain in domains]
         info = _encoder_info(spec, features, prompts, resources)
+    if info.not_tunable and config.method.text_tuner != "none":
+        raise InputError([f"method.text_tuner: {info.not_tunable}; use --method.text_tuner none"])
     bank = FeatureBank(features, info.feature_key, info.width)
     return Stream(config, domains, spec, info, resources, bank, FileIndex(features))
 
 
-def check_input(config: StreamConfig) -> tuple[tuple[Domain, ...], EncoderSpec]:
+def keep_weights(spec: EncoderSpec, storage: Store) -> EncoderSpec:
+    """Copy local weights into the storage, once; the spec that is returned names the copy.
+
+    Shipped weights and hub tags are found everywhere anyway.
+    """
+    if spec.pretrained == DEMO or spec.local_weights is None:
+        return spec
+    with spec.local_weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    key = f"encoders/{digest[:32]}/{spec.local_weights.name}"
+    if not storage.exists(key):
+        storage.create(key, spec.local_weights.read_bytes())
+    return replace(spec, pretrained=join(storage.uri, key))
+
+
+def check_input(config: StreamConfig, console: Console) -> tuple[tuple[Domain, ...], EncoderSpec]:
     """List the domains and settle what the encoder is; reads no image and no weights.
 
     Raises:
@@ -89,14 +124,15 @@ def check_input(config: StreamConfig) -> tuple[tuple[Domain, ...], EncoderSpec]:
     domains: tuple[Domain, ...] = ()
     spec: EncoderSpec | None = None
     problems: list[str] = []
-    try:
-        domains = load_domains(config.domains, config.storage)
-    except InputError as error:
-        problems += error.problems
-    try:
-        spec = resolve_encoder(config.encoder, "fp32")
-    except InputError as error:
-        problems += error.problems
+    with console.stage("list domains"):
+        try:
+            domains = load_domains(config.domains, config.storage)
+        except InputError as error:
+            problems += error.problems
+        try:
+            spec = resolve_encoder(config.encoder, "fp32")
+        except InputError as error:
+            problems += error.problems
     if problems or spec is None:
         raise InputError(problems)
     return domains, spec
@@ -108,48 +144,63 @@ def _encoder_info(
     """Ask what earlier runs found out; else load the encoder where there is room for it, not in the driver."""
     import ray
 
-    info = known_info(features, spec)
+    key = info_key(spec)
+    info = known_info(features, spec, key)
     if info is not None and known_text(features, info, prompts):
         return info
-    task = ray.remote(num_cpus=1, num_gpus=min(1.0, resources.gpus_per_encoder))(describe)
-    return ray.get(task.remote(features, spec, prompts))
+    gpus = min(1.0, resources.gpus_per_encoder)
+    task: Any = ray.remote(num_cpus=resources.cpus_per_encoder, num_gpus=gpus)(describe)
+    return result(task.remote(features, spec, prompts, "cuda" if gpus else "cpu", key))
 
 
-def encode_images(stream: Stream, run: Run, console: Console) -> tuple[Images, Extraction]:
-    """Encode every image view that is not in the bank, and check that no test image is trained on.
+def choose(stream: Stream, run: Run, console: Console) -> Images:
+    """Choose every domain's images, and check that no test image is trained on.
 
     Raises:
         InputError: too many bad images, or more than 1 % of a domain's test images are training images.
     """
-    stream.bank.table.adopt()
     with console.stage("hash images"):
         images = choose_images(stream.domains, stream.index, stream.choice, run.id, console.progress)
-    for warning in check_overlap(stream, images):
-        console.say(f"warning: {warning}")
-    pool = Pool(
-        stream.resources.encoders, stream.resources.cpus_per_encoder, stream.resources.gpus_per_encoder
+    hashes = {
+        s.domain.name: {sample.path: images.hashes[sample.uri] for sample in s.samples}
+        for s in images.selections
+    }
+    for warning in overlaps(stream.domains, hashes):
+        console.warn(warning)
+    write_overlaps(
+        run.store, [(d.name, *pair) for d in stream.domains for pair in overlap(d, hashes[d.name])]
     )
+    return images
+
+
+def encode(stream: Stream, run: Run, console: Console) -> tuple[Images, Extraction]:
+    """Encode every image view that is not in the bank; images found bad are replaced.
+
+    Raises:
+        InputError: too many bad images.
+    """
     with console.stage("encode images"):
-        images, done = fill_bank(
+        done = fill_bank(
             stream.domains,
             stream.spec,
             stream.bank,
             stream.index,
             stream.choice,
-            pool,
+            stream.pool,
             run.id,
             console.progress,
         )
-    return images, done
+    run.lease.check()
+    warn_of_bad(done[0], console)
+    return done
 
 
-def check_overlap(stream: Stream, images: Images) -> list[str]:
-    """Warnings about images that stand in train and test alike; raises InputError above 1 %."""
-    hashes = {
-        s.domain.name: {sample.path: images.hashes[sample.uri] for sample in s.samples}
-        for s in images.selections
-    }
-    return overlaps(stream.domains, hashes)
+def warn_of_bad(images: Images, console: Console) -> None:
+    """Say which domains' images were left out."""
+    bad = [f"{s.domain.name} {len(s.bad)}" for s in images.selections if s.bad]
+    if bad:
+        what = f"{len(images.bad)} images cannot be used and are left out ({', '.join(bad)})"
+        console.warn(f"{what}: bad_images.csv says why")
 
 
 def fit_all_classes(stream: Stream, tasks: Sequence[TaskPlan], console: Console) -> dict[str, float]:
@@ -184,15 +235,23 @@ def plan_tasks(stream: Stream, images: Images) -> tuple[TaskPlan, ...]:
 def plan_fit(stream: Stream, tasks: tuple[TaskPlan, ...]) -> FitPlan:
     """What a training worker needs."""
     method = stream.config.method.model_dump()
-    settings = LadaSettings(**{f.name: method[f.name] for f in fields(LadaSettings)})
-    threads = max(1, int(stream.resources.cpus_per_train_worker))
-    return FitPlan(tasks, stream.spec, stream.bank, stream.info.tau, settings, stream.config.seed, threads)
+    return FitPlan(
+        tasks=tasks,
+        spec=stream.spec,
+        bank=stream.bank,
+        tau=stream.info.tau,
+        settings=LadaSettings(**{f.name: method[f.name] for f in fields(LadaSettings)}),
+        seed=stream.config.seed,
+        threads=max(1, int(stream.resources.cpus_per_train_worker)),
+    )
 
 
-def pack_identities(stream: Stream, images: Images) -> tuple[Json, ...]:
-    """What identifies each domain's pack, in order."""
+def pack_identities(stream: Stream, images: Images | None = None) -> tuple[Json, ...]:
+    """What identifies each domain's pack, in order; without the samples as long as no images are chosen."""
+    if images is None:
+        return tuple(pack_identity(stream.config, stream.info, domain) for domain in stream.domains)
     return tuple(
-        pack_identity(stream.config, stream.info, s, images, stream.template(s.domain))
+        pack_identity(stream.config, stream.info, s.domain, [(x.path, images.hashes[x.uri]) for x in s.train])
         for s in images.selections
     )
 
@@ -209,6 +268,5 @@ def plan_evaluation(stream: Stream, images: Images, run: Run) -> Evaluation:
         )
         for s in images.selections
     ]
-    m = stream.config.method
-    prediction = Prediction(stream.info.tau, m.alpha, m.beta, m.fusion)
+    prediction = prediction_of(stream.config, stream.info)
     return Evaluation(tuple(tests), stream.bank, run.model_store.uri, prediction)

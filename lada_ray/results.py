@@ -1,4 +1,4 @@
-"""What a finished (or half-finished) stream leaves for people: matrix, metrics, bad images, report."""
+"""What a stream leaves for people: matrix, metrics, bad images, report."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import pandas as pd
 
+from lada_ray.config import StreamConfig, mlflow_uri
+from lada_ray.console import Console
 from lada_ray.domains.base import read_bytes
 from lada_ray.evaluate import Row
 from lada_ray.features.fill import Images
 from lada_ray.metrics import stream_metrics
-from lada_ray.pack import TaskPack
-from lada_ray.report import BadImage, ClassAccuracy, Example, PackInfo, ReportData, report_html, thumbnail
-from lada_ray.store import Store
+from lada_ray.report import (
+    BadImage,
+    ClassAccuracy,
+    Example,
+    PackInfo,
+    ReportData,
+    print_table,
+    report_html,
+    thumbnail,
+)
+from lada_ray.store import Store, is_remote, join
 
 
 @dataclass(frozen=True)
@@ -84,14 +97,11 @@ def write_results(store: Store, accuracy: pd.DataFrame, metrics: Mapping[str, An
     Returns:
         False if all of them, and a report, were there already and say the same.
     """
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["domain", "path", "reason"])
-    table.writerows((bad.domain, bad.path, bad.reason) for bad in bad_images(images))
+    bad = [(image.domain, image.path, image.reason) for image in bad_images(images)]
     files = {
         "accuracy_matrix.csv": accuracy.to_csv().encode(),
         "metrics.json": json.dumps(metrics, indent=1, ensure_ascii=False).encode(),
-        "bad_images.csv": text.getvalue().encode(errors="surrogateescape"),
+        "bad_images.csv": _csv(["domain", "path", "reason"], bad),
     }
     old = {key: store.read_version(key) for key in files}
     if store.exists("report.html") and all(found and found[0] == files[key] for key, found in old.items()):
@@ -103,6 +113,18 @@ def write_results(store: Store, accuracy: pd.DataFrame, metrics: Mapping[str, An
     return True
 
 
+def write_overlaps(store: Store, pairs: Sequence[tuple[str, str, str]]) -> None:
+    """Write overlaps.csv, if there are any: (domain, training image, test image with the same content)."""
+    if pairs:
+        store.write("overlaps.csv", _csv(["domain", "train", "test"], pairs))
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
 def bad_images(images: Images) -> list[BadImage]:
     """All images that were wanted and cannot be used."""
     return [BadImage(s.domain.name, bad.uri, bad.reason) for s in images.selections for bad in s.bad]
@@ -112,7 +134,7 @@ def write_report(
     store: Store,
     accuracy: pd.DataFrame,
     rows: tuple[Row, Row],
-    packs: Sequence[TaskPack],
+    packs: Sequence[str],
     images: Images,
     examples: Sequence[Mapping[str, Any]],
     story: Story,
@@ -123,7 +145,7 @@ def write_report(
         store: the run's folder.
         accuracy: the matrix.
         rows: the zero-shot row and the newest row.
-        packs: the model's packs.
+        packs: digests of the model's packs.
         images: all images of the run.
         examples: from `evaluate.predict_examples`.
         story: the rest.
@@ -145,7 +167,7 @@ def write_report(
         counts=story.counts,
         examples=[_example(images, example) for example in examples],
         bad_images=bad_images(images),
-        packs=[_pack_info(store, pack) for pack in packs],
+        packs=[_pack_info(store, digest) for digest in packs],
         config=story.config,
         commands=story.commands,
         notes=story.notes,
@@ -170,6 +192,78 @@ def _example(images: Images, example: Mapping[str, Any]) -> Example:
     )
 
 
-def _pack_info(store: Store, pack: TaskPack) -> PackInfo:
-    record = json.loads(store.read(f"tasks/{pack.digest}.json"))
-    return PackInfo(pack.domain, pack.digest, pack.parent, record["finished"], pack.bytes)
+def _pack_info(store: Store, digest: str) -> PackInfo:
+    record = json.loads(store.read(f"tasks/{digest}.json"))
+    return PackInfo(
+        record["domain"], digest, record["parent"], record["finished"], record["counts"]["pack_bytes"]
+    )
+
+
+def tell_story(
+    config: StreamConfig,
+    folder: str,
+    images: Images,
+    metrics: Mapping[str, Any],
+    busy: Mapping[str, float],
+    console: Console,
+) -> Story:
+    """What the report tells besides the numbers."""
+    shots = "all images" if config.shots is None else f"{config.shots} shots"
+    method, model = config.method.kind.upper(), config.encoder.model
+    return Story(
+        subtitle=f"{method}, {model}, {shots}, {config.views} views, seed {config.seed}",
+        timings={"wall clock": dict(console.seconds), "busy workers": busy},
+        wall_seconds=console.wall_seconds,
+        counts={
+            "domains": len(images.selections),
+            "classes": sum(len(s.domain.class_names) for s in images.selections),
+            "training images": sum(len(s.train) for s in images.selections),
+            "test images": sum(len(s.test) for s in images.selections),
+            "image views used": len(images.pairs()),
+            "of them encoded by this run": metrics["images_encoded"],
+            "bad images": len(images.bad),
+        },
+        commands=next_steps(config, folder),
+        notes=list(console.notes),
+        config=config.without_password().to_yaml(),
+    )
+
+
+def next_steps(config: StreamConfig, folder: str) -> list[tuple[str, str]]:
+    """What to do with a finished run: (what it does, the exact command)."""
+    python = shlex.quote(_near(sys.executable))
+    job = _near(sys.argv[0]) if sys.argv[0].endswith("run_stream.py") else "jobs/run_stream.py"
+    code = f"import lada_ray; print(lada_ray.load({join(folder, 'model')!r}).predict('IMAGE'))"
+    uri = config.without_password().tracking.uri or mlflow_uri(None, config.storage, os.environ)
+    look = (
+        f"{python} -m mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else uri
+    )
+    steps = [("ask the model", f"{python} -c {shlex.quote(code)}"), ("look at the tracked run", look)]
+    if not is_remote(folder):
+        again = [
+            job,
+            "--config",
+            join(folder, "config.yaml"),
+            "--method.beta",
+            "2",
+            "--name",
+            f"{config.name}-beta-2",
+        ]
+        steps.append(("run it another way", f"{python} {shlex.join(again)}"))
+    return steps
+
+
+def _near(path: str) -> str:
+    """The path as one would type it here."""
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
+
+
+def show(config: StreamConfig, result: StreamResult, console: Console) -> None:
+    """Print a finished run: the table, where everything lies, and what to do next."""
+    print_table(result.accuracy, result.metrics["zero_shot_per_domain"], console.rich)
+    lines = [("report", join(result.folder, "report.html")), ("model", result.model_path)]
+    for what, where in [*lines, *next_steps(config, result.folder)]:
+        console.say(f"{what}:\n  {where}")
+    encoded = result.metrics["images_encoded"]
+    console.say(f"{console.wall_seconds:.0f} s; the run has encoded {encoded} image views")

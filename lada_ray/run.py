@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from lada_ray.config import StreamConfig
+from lada_ray.domains.base import Domain
 from lada_ray.encoder import EncoderInfo, EncoderSpec
 from lada_ray.errors import Conflict, InputError
-from lada_ray.features.fill import Images
-from lada_ray.features.selection import Selection
 from lada_ray.fit.classes import MemoryInit, Mixtures
 from lada_ray.fit.task import Fitted, TaskPlan, extend
 from lada_ray.lease import Lease
@@ -30,6 +30,9 @@ Json = dict[str, Any]
 CHECKPOINT = "checkpoint/latest.pt"
 # The run's epoch and id: there from the first start on, long before a model.json; starting over keeps the epoch.
 START = "start.json"
+# What starting over leaves: who owns the run, which start it is, and what runs of it MLflow may still show as running.
+KEPT = ("lease.json", START, "tracking.json")
+FENCE_TRIES = 50
 
 
 class Run:
@@ -38,15 +41,15 @@ class Run:
     Args:
         store: `<storage>/<name>/`.
         lease: held on it.
-        fresh: forget everything learnt under this name.
+        fresh: forget everything learnt under this name, when it `begin`s: a start that is refused before that costs
+            nothing.
     """
 
     def __init__(self, store: Store, lease: Lease, fresh: bool = False) -> None:
         self.store, self.lease = store, lease
         self.model_store = store.child("model")
+        self.fresh = fresh
         self.id, self.epoch = self._fence(fresh)
-        if fresh:
-            self._start_over()
 
     @classmethod
     def acquire(cls, config: StreamConfig, fresh: bool, say: Callable[[str], None]) -> Run:
@@ -76,6 +79,17 @@ class Run:
 
     def _fence(self, fresh: bool) -> tuple[str, int]:
         """Raise the epoch, so that nobody who owned the run before can commit any more; returns id and epoch."""
+        for _ in range(FENCE_TRIES):
+            try:
+                return self._try_fence(fresh)
+            except Conflict:
+                # A worker of the owner before, not dead yet, has just committed.
+                time.sleep(0.1)
+        raise Conflict(
+            f"{self.store.uri} is being written by somebody who does not hold its lease; stop that first"
+        )
+
+    def _try_fence(self, fresh: bool) -> tuple[str, int]:
         model = None if fresh else read_model_file(self.model_store)
         start = self.store.read_version(START)
         old: Json = json.loads(start[0]) if start else {"run": "", "epoch": 0}
@@ -88,7 +102,7 @@ class Run:
 
     def _start_over(self) -> None:
         # model.json first: without it the rest is rubble that no reader takes for a model.
-        keys = [entry.key for entry in self.store.list() if entry.key not in ("lease.json", START)]
+        keys = [entry.key for entry in self.store.list() if entry.key not in KEPT]
         for key in sorted(keys, key=lambda key: key != f"model/{MODEL}"):
             self.store.delete(key)
 
@@ -108,62 +122,113 @@ class Run:
         found = read_model_file(self.model_store)
         return found[0].packs if found else ()
 
+    def check(
+        self,
+        config: StreamConfig,
+        spec: EncoderSpec | None = None,
+        info: EncoderInfo | None = None,
+        expected: Sequence[Json] = (),
+    ) -> None:
+        """Make sure that what was learnt under this name was started like this, unless it is to be forgotten.
+
+        Arguments as of `started_differently`.
+
+        Raises:
+            InputError: naming everything that differs.
+        """
+        problems = [] if self.fresh else started_differently(self.model_store, config, spec, info, expected)
+        if problems:
+            where = self.store.uri
+            raise InputError(
+                problems, f"{where} was started differently (use another --name, or --fresh to start over)"
+            )
+
     def begin(
         self, config: StreamConfig, spec: EncoderSpec, info: EncoderInfo, expected: Sequence[Json]
     ) -> None:
-        """Write model.json at the first start; at a later one make sure that the run is the same.
-
-        Args:
-            config: resolved configuration.
-            spec: the encoder.
-            info: its fingerprint and τ.
-            expected: identity of every task's pack, in order (`pack_identity`).
+        """Write model.json at the first start, or after forgetting; else make sure that the run is the same.
 
         Raises:
             InputError: naming everything that differs from what the run was started with.
             LostLease: another process has taken the run over.
         """
-        identity = run_identity(config, info)
+        self.check(config, spec, info, expected)
+        if self.fresh:
+            self._start_over()
+            self.fresh = False
         found = read_model_file(self.model_store)
+        encoder = {"spec": spec.to_json(), "fingerprint": info.fingerprint, "prompt": config.encoder.prompt}
         if found is None:
-            m = config.method
-            encoder = {
-                "spec": spec.to_json(),
-                "fingerprint": info.fingerprint,
-                "prompt": config.encoder.prompt,
-            }
-            prediction = Prediction(info.tau, m.alpha, m.beta, m.fusion)
+            identity = {**config_identity(config), "encoder": info.feature_key}
+            prediction = prediction_of(config, info)
             file = ModelFile(encoder, prediction, identity=identity, run=self.id, epoch=self.epoch)
             self.model_store.replace(MODEL, file.to_bytes(), None)
         else:
             check_epoch(found[0], self.epoch, self.model_store)
-            problems = differences(found[0].identity, identity) or self._other_packs(found[0].packs, expected)
-            if problems:
-                heading = (
-                    f"{self.store.uri} was started differently (use another --name, or --fresh to start over)"
-                )
-                raise InputError(problems, heading)
-        self.store.write("config.yaml", config.to_yaml().encode())
-
-    def _other_packs(self, packs: Sequence[str], expected: Sequence[Json]) -> list[str]:
-        problems = []
-        for i, digest in enumerate(packs):
-            meta = TaskPack.read(self.model_store, digest).meta
-            domain = meta["labels"][0][0]
-            now = expected[i]["labels"][0][0] if i < len(expected) else "no domain"
-            if domain != now:
-                problems.append(
-                    f"domains: task {i + 1} learnt {domain}, now it is {now}; new domains go to the end"
-                )
-            else:
-                problems += [f"domain {domain}: {line}" for line in _changed(meta, expected[i])]
-        return problems
+            # The same weights may lie elsewhere now.
+            self.model_store.replace(MODEL, replace(found[0], encoder=encoder).to_bytes(), found[1])
+        self.store.write("config.yaml", config.without_password().to_yaml().encode())
 
 
-def run_identity(config: StreamConfig, info: EncoderInfo) -> Json:
-    """What may not change under one run name, besides the domains already learnt."""
+def started_differently(
+    model_store: Store,
+    config: StreamConfig,
+    spec: EncoderSpec | None = None,
+    info: EncoderInfo | None = None,
+    expected: Sequence[Json] = (),
+) -> list[str]:
+    """One line for each thing in which a run's model differs from this configuration.
+
+    Args:
+        model_store: the model's folder.
+        config: resolved configuration.
+        spec: the encoder; None as long as it is not known.
+        info: its fingerprint; likewise.
+        expected: identity of every task's pack, in order (`pack_identity`); compared when the encoder is known.
+            Where `samples` is missing, they are not compared.
+    """
+    found = read_model_file(model_store)
+    if found is None:
+        return []
+    model, now = found[0], config_identity(config)
+    lines = differences({key: model.identity.get(key) for key in now}, now)
+    if spec is None or info is None:
+        return lines
+    if model.identity["encoder"] != info.feature_key:
+        lines += _other_encoder(model.encoder["spec"], spec)
+    return lines or _other_packs(model_store, model.packs, expected)
+
+
+def _other_encoder(then: Mapping[str, Any], now: EncoderSpec) -> list[str]:
+    said = json.loads(json.dumps(now.to_json()))
+    lines = differences({**then, "pretrained": ""}, {**said, "pretrained": ""}, "encoder.")
+    return lines or [f"encoder: other weights ({then['pretrained']} in the run, {now.pretrained} now)"]
+
+
+def _other_packs(model_store: Store, packs: Sequence[str], expected: Sequence[Json]) -> list[str]:
+    problems = []
+    for i, digest in enumerate(packs):
+        meta = TaskPack.read_meta(model_store, digest)
+        domain = meta["labels"][0][0]
+        now = expected[i]["labels"][0][0] if i < len(expected) else "no domain"
+        if domain != now:
+            problems.append(
+                f"domains: task {i + 1} learnt {domain}, now it is {now}; new domains go to the end"
+            )
+        else:
+            problems += [f"domain {domain}: {line}" for line in _changed(meta, expected[i])]
+    return problems
+
+
+def prediction_of(config: StreamConfig, info: EncoderInfo) -> Prediction:
+    """The parameters that act when predicting."""
+    m = config.method
+    return Prediction(info.tau, m.alpha, m.beta, m.fusion)
+
+
+def config_identity(config: StreamConfig) -> Json:
+    """What may not change under one run name, besides the encoder and the domains already learnt."""
     return {
-        "encoder": info.feature_key,
         "method": config.method.model_dump(mode="json"),
         "seed": config.seed,
         "shots": config.shots,
@@ -184,42 +249,49 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def pack_identity(
-    config: StreamConfig, info: EncoderInfo, selection: Selection, images: Images, template: str
+    config: StreamConfig, info: EncoderInfo, domain: Domain, samples: Sequence[tuple[str, str]] | None = None
 ) -> Json:
-    """What decides the tensors of a domain's pack, besides its parent and the code's versions."""
-    domain = selection.domain
-    return {
+    """What decides the tensors of a domain's pack, besides its parent and the code's versions.
+
+    Args:
+        config: resolved configuration.
+        info: the encoder.
+        domain: the listed domain.
+        samples: (path, SHA-256) of the training images, in order; None before they are chosen.
+    """
+    identity: Json = {
         "labels": [[domain.name, name] for name in domain.class_names],
         "config": {
-            **run_identity(config, info),
-            "prompt": template,
+            "encoder": info.feature_key,
+            **config_identity(config),
+            "prompt": domain.prompt or config.encoder.prompt,
             "augment": domain.augment,
             "epochs": domain.epochs or config.method.epochs,
         },
-        "samples": [[s.path, images.hashes[s.uri]] for s in selection.train],
     }
+    return identity if samples is None else {**identity, "samples": [list(sample) for sample in samples]}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     lines = differences(old["config"], new["config"])
     if old["labels"] != new["labels"]:
-        lines.append(f"classes: {_listed(old['labels'], new['labels'])}")
-    if old["samples"] != new["samples"]:
-        lines.append(f"training images: {_listed(old['samples'], new['samples'])}")
+        lines.append(f"classes: {_listed(old['labels'], new['labels'], 1)}")
+    if "samples" in new and old["samples"] != new["samples"]:
+        lines.append(f"training images: {_listed(old['samples'], new['samples'], 0)}")
     return lines
 
 
-def _listed(old: list[list[str]], new: list[list[str]]) -> str:
+def _listed(old: list[list[str]], new: list[list[str]], column: int) -> str:
     before, now = set(map(tuple, old)), set(map(tuple, new))
-    gone = [row for row in old if tuple(row) not in now]
-    came = [row for row in new if tuple(row) not in before]
+    gone = [row[column] for row in old if tuple(row) not in now]
+    came = [row[column] for row in new if tuple(row) not in before]
     if not gone and not came:
         return "their order changed"
     return f"{len(gone)} are gone ({_few(gone)}), {len(came)} are new ({_few(came)})"
 
 
-def _few(rows: list[list[str]]) -> str:
-    return ", ".join(row[-1][:40] for row in rows[:3]) or "none"
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) or "none"
 
 
 @dataclass(frozen=True)
@@ -243,35 +315,31 @@ class RunLedger:
     def _model(self) -> Store:
         return self._run.child("model")
 
-    def _packs(self) -> tuple[str, ...]:
+    def packs(self) -> tuple[str, ...]:
+        """See Ledger."""
         found = read_model_file(self._model)
         if found is None:
             raise Conflict(f"{self.uri}/model/{MODEL} is gone: somebody removed or moved the run")
         return found[0].packs
 
-    def learnt(self) -> int:
-        """See Ledger."""
-        return len(self._packs())
-
-    def seen(self) -> Seen:
+    def seen(self, packs: tuple[str, ...]) -> Seen:
         """See Ledger."""
         state = Seen.nothing(self.width)
-        for digest in self._packs():
+        for digest in packs:
             t = cached_pack(self._model.uri, digest).tensors
             mixtures = Mixtures(t["means"], t["variances"], t["weights"], t["labels"])
             learnt, mask = Learnt(t["text"], t["memory"]), t["mask"].astype(np.bool_)
             state = extend(state, learnt, MemoryInit(t["memory"], mask), mixtures)
         return state
 
-    def commit(self, task: TaskPlan, fitted: Fitted) -> None:
+    def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
         """See Ledger. The task's side file is written first: whoever sees the pack finds it."""
-        identity, packs = self.identities[task.position], self._packs()
-        # The pack before it, not the newest: a worker thought dead may have committed this very task.
-        parent = packs[task.position - 1] if task.position else None
+        identity = self.identities[task.position]
+        # After the pack it was learnt on: if a worker thought dead has committed this very task, that shows here.
         pack = TaskPack.build(identity, parent, _tensors(fitted))
-        record = _record(task, fitted, pack)
-        self._run.write(f"tasks/{pack.digest}.json", _json(record))
+        self._run.write(f"tasks/{pack.digest}.json", _json(_record(task, fitted, pack)))
         commit(self._model, pack, identity["config"]["prompt"], self.epoch)
+        return pack.digest
 
     def save_checkpoint(self, data: bytes) -> None:
         """See Ledger."""

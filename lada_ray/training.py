@@ -85,7 +85,10 @@ class Watcher:
         self._actor.update.remote(domain, step, steps)
 
     def read(self) -> tuple[str, int, int] | None:
-        """The newest report."""
+        """The newest report; None when there is none, or its node is gone: training does not depend on it."""
         import ray
 
-        return ray.get(self._actor.read.remote())
+        try:
+            return ray.get(self._actor.read.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            return None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class Job:
-    """A job's process, in a session of its own, with everything it started.
+    """A job's process, in a session of its own, with everything it started; leaving its `with` block ends them all.
 
     Args:
         job: file name in jobs/.
@@ -37,6 +38,16 @@ class Job:
                 start_new_session=True,
             )
         self._seen: dict[int, psutil.Process] = {}
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.descendants()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._end_descendants()
 
     def descendants(self) -> list[psutil.Process]:
         """Everything the job has started so far and that still lives; remembered, so that `kill` leaves nothing."""
@@ -67,7 +78,7 @@ class Job:
             if self.process.poll() is not None:
                 return bool(condition())
             self.descendants()
-            time.sleep(0.05)
+            time.sleep(0.1)
         return False
 
     def kill(self) -> None:
@@ -77,13 +88,22 @@ class Job:
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         psutil.wait_procs(self._seen.values(), timeout=20)
+        self._end_descendants()
+
+    def _end_descendants(self) -> None:
         for process in self._seen.values():
-            if process.is_running():
-                process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # psutil makes sure that the id is still this process's
+        psutil.wait_procs(self._seen.values(), timeout=20)
 
     def wait(self, timeout: float) -> int:
-        """Wait for the end; returns the exit code."""
-        return self.process.wait(timeout)
+        """Wait for the end; returns the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on.
+        """
+        self.wait_for(lambda: self.process.poll() is not None, timeout)
+        return self.process.wait(timeout=0.1)
 
     def output(self) -> str:
         """Everything printed so far."""

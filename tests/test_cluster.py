@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import ray
 
-from lada_ray.cluster import Resources, join_cluster, settle_resources, shortages
+from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
 from lada_ray.config import ResourceConfig
+from lada_ray.errors import InputError, LadaError
 from lada_ray.features.extract import READ_CPUS
 
 
@@ -90,7 +91,7 @@ def test_stderr_is_back_after_joining_failed(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(LadaError, match="cannot join the Ray cluster"):
         join_cluster()
     print("later", file=sys.stderr, flush=True)
     assert "later" in capfd.readouterr().err
@@ -103,3 +104,20 @@ def test_what_the_cluster_lacks_is_told(ray_local: None) -> None:
         "1 train_workers with 1 GPUs each",
     ]
     assert shortages(Resources(1, 1, 0, 1, 1, 0)) == []
+
+
+def test_an_error_of_ours_comes_out_of_a_task_as_itself(ray_local: None) -> None:
+    def fail() -> None:
+        raise InputError(["the third image is upside down"], "Look")
+
+    with pytest.raises(InputError) as error:
+        result(ray.remote(fail).remote())
+    assert str(error.value) == "Look:\n  - the third image is upside down"
+
+
+def test_other_errors_become_a_line(ray_local: None) -> None:
+    def fail() -> None:
+        raise KeyError("nose")
+
+    with pytest.raises(LadaError, match="a Ray task failed: KeyError: 'nose'"):
+        result(ray.remote(fail).remote())

@@ -143,7 +143,7 @@ def test_a_release_while_waiting_hands_over(store: Flaky) -> None:
     begin = time.monotonic()
     with acquire(store) as mine:
         assert not mine.took_over
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20  # not the 30 s until it expires
     with pytest.raises(LostLease, match="was released"):
         lease.check()
 
@@ -154,7 +154,8 @@ def test_an_owner_elsewhere_expires_by_our_own_clock(store: Flaky, skew: float) 
     said: list[str] = []
     begin = time.monotonic()
     with acquire(store, said) as lease:
-        assert EXPIRE <= time.monotonic() - begin < EXPIRE + 3
+        # A skew of days, were it counted, would end the wait at once or never.
+        assert time.monotonic() - begin >= EXPIRE
         assert lease.took_over
     assert "ada on node7" in said[0]
     assert "Taking over" in said[1]
@@ -280,10 +281,10 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(
         process.wait()
         begin = time.monotonic()
         with acquire(run, said) as lease:
-            assert time.monotonic() - begin < 3
+            assert time.monotonic() - begin < 20  # not the 30 s until it expires
             assert lease.took_over
             lease.check()
-    assert len(said) == 1
+    assert len(said) == 1  # nothing about waiting
     assert f"process {process.pid}" in said[0]
 
 
@@ -292,7 +293,7 @@ def test_an_owner_killed_while_we_wait_is_noticed(store: Flaky) -> None:
         threading.Timer(0.3, process.kill).start()
         begin = time.monotonic()
         with acquire(store) as lease:
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 20  # not the 30 s until it expires
             assert lease.took_over
 
 
@@ -301,7 +302,7 @@ def test_a_stopped_owner_is_taken_over_and_notices_when_it_comes_back(store: Fla
         process.send_signal(signal.SIGSTOP)
         begin = time.monotonic()
         with acquire(store) as lease:
-            assert EXPIRE <= time.monotonic() - begin < EXPIRE + 3
+            assert time.monotonic() - begin >= EXPIRE
             assert lease.took_over
             process.send_signal(signal.SIGCONT)
             printed, _ = process.communicate("\n", timeout=10)

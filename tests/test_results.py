@@ -159,7 +159,8 @@ def test_the_report_tells_the_run(learnt_run: tuple[TinyWorld, str], tmp_path: P
         "seed: 0",
     )
     packs = LadaModel.load(tmp_path / "run" / "model").packs
-    write_report(store, accuracy_table(rows), (before, rows[-1]), packs, images, [example], story)
+    digests = [pack.digest for pack in packs]
+    write_report(store, accuracy_table(rows), (before, rows[-1]), digests, images, [example], story)
     html = store.read("report.html").decode()
     for text in (
         "LADA, tiny",

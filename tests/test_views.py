@@ -18,6 +18,7 @@ import torchvision
 from open_clip.transform import image_transform
 from PIL import Image
 
+from lada_ray import views
 from lada_ray.views import BadImage, Preprocess, decode, render, training_views
 
 SHA = hashlib.sha256(b"an image").hexdigest()
@@ -239,3 +240,20 @@ def test_log_ratio_is_uniform() -> None:
     # Crops that do not fit are drawn again, which thins out the largest; below 3/4 all fit.
     low = area[area < 0.75]
     assert np.histogram(low, bins=4, range=(0.08, 0.75))[0].std() / (len(low) / 4) < 0.12
+
+
+def test_a_lack_of_memory_is_no_verdict_on_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(views, "_to_rgb", full)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    with pytest.raises(MemoryError):
+        decode(buffer.getvalue())
+
+
+def test_a_verdict_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "PILLOW", "13.0")
+    monkeypatch.setattr(views, "MAX_PIXELS", 7)
+    assert views.judge() == "Pillow 13.0, 7 pixels, 1 : 500"

@@ -73,7 +73,8 @@ def _image_problems(domain: Domain) -> list[str]:
             if label not in trained
         ]
     if not domain.test:
-        lines.append(f"{domain.name}: no test images")
+        advice = "put some into test/<class>/, or use one <class>/* level, of which test_share is held out"
+        lines.append(f"{domain.name}: no test images; {advice}")
     return lines
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lada_ray.encoder.resolve import EncoderSpec, weights_file
-from lada_ray.errors import InputError
+from lada_ray.encoder.towers import why_not_tunable
+from lada_ray.errors import InputError, IntegrityError
 from lada_ray.views import Pixels
 
 # Images are encoded in batches of exactly this size, padded: the same row alone and in a batch of another
@@ -42,6 +45,8 @@ class EncoderInfo:
     tau: float
     """τ = exp(logit_scale)."""
     parameters: int
+    not_tunable: str | None = None
+    """Why the text tuner cannot tune its text tower; None when it can."""
 
     @property
     def feature_key(self) -> str:
@@ -73,12 +78,28 @@ class Encoder:
         self._std = torch.tensor(spec.preprocess.std, device=self.device).view(3, 1, 1)
 
     def info(self) -> EncoderInfo:
-        """Fingerprint, width and τ."""
-        tau = float(self.model.logit_scale.exp().item())
-        count = sum(p.numel() for p in self.model.parameters())
+        """Fingerprint, width, τ, and whether it can be tuned."""
         return EncoderInfo(
-            fingerprint(self.spec, self.model), self.spec.architecture["embed_dim"], tau, count
+            fingerprint=fingerprint(self.spec, self.model),
+            width=self.spec.architecture["embed_dim"],
+            tau=float(self.model.logit_scale.exp().item()),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            not_tunable=why_not_tunable(self.model),
         )
+
+    def check(self, feature_key: str) -> None:
+        """Make sure that this node's weights are those whose features are kept under `feature_key`.
+
+        Raises:
+            IntegrityError: if they are not, naming node and file.
+        """
+        found = self.info().feature_key
+        if found != feature_key:
+            raise IntegrityError(
+                f"on the node {socket.gethostname()}, {weights_file(self.spec)} is another encoder ({found}) than this "
+                f"run's ({feature_key}): its features must not be mixed with the others. Put the same file on every "
+                "node, with the same versions of torch and open_clip, and start again"
+            )
 
     def encode_pixels(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Raw image features of uint8 pixels.
@@ -101,7 +122,7 @@ class Encoder:
         batch[: len(pixels)] = pixels
         images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255.0
         images = (images - self._mean) / self._std
-        with self._precision():
+        with full_float32(), self._precision():
             features = self.model.encode_image(images)
         return features[: len(pixels)].float().cpu().numpy()
 
@@ -115,7 +136,8 @@ class Encoder:
         parts = []
         for start in range(0, len(prompts), PROMPT_BATCH):
             tokens = torch.from_numpy(self.tokenize(prompts[start : start + PROMPT_BATCH])).to(self.device)
-            parts.append(self.model.encode_text(tokens).float().cpu().numpy())
+            with full_float32():
+                parts.append(self.model.encode_text(tokens).float().cpu().numpy())
         return (
             np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
         )
@@ -127,8 +149,30 @@ class Encoder:
 
 
 def load_encoder(spec: EncoderSpec, device: str | None = None) -> Encoder:
-    """Build the encoder, on the GPU if there is one and `device` does not say otherwise."""
+    """Build the encoder, on the GPU if one is visible and `device` does not say otherwise.
+
+    In a Ray worker always state the device (`device_for`): Ray shows all GPUs to workers that were given none.
+    """
     return Encoder(spec, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def device_for(gpus: float) -> str:
+    """The device of a Ray task or actor that was given so many GPUs."""
+    return "cuda" if gpus > 0 else "cpu"
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 without TF32's ten bits, which torch allows in convolutions (patch embeddings) on its own."""
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def register_architecture(spec: EncoderSpec) -> str:

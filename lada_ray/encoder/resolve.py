@@ -7,7 +7,9 @@ open_clip_config.json, the architecture's JSON) and has to agree.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +17,12 @@ from typing import Any
 
 from lada_ray.config import EncoderConfig
 from lada_ray.errors import InputError, LadaError
+from lada_ray.store import is_remote, open_store
 from lada_ray.views import Preprocess
 
 # What `pretrained` says for the encoder that comes with the package.
 DEMO = "demo"
+SHIPPED_MODEL = "demo-clip"
 SHIPPED = Path(__file__).parent.parent / "encoders"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,11 +49,12 @@ class EncoderSpec:
 
     @property
     def local_weights(self) -> Path | None:
-        """The local weights file; None for a hub tag."""
+        """The local weights file; None for a hub tag, and for a file in an object store."""
         if self.pretrained == DEMO:
             # By name, not by path: a model learnt with it can be loaded wherever the package is installed.
             return SHIPPED / f"{self.model}.safetensors"
-        return Path(self.pretrained) if _is_file(self.pretrained) else None
+        here = _is_file(self.pretrained) and not is_remote(self.pretrained)
+        return Path(self.pretrained) if here else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for model.json."""
@@ -124,7 +129,12 @@ def _architecture(config: EncoderConfig, problems: list[str]) -> dict[str, Any] 
         return None
     known = get_model_config(config.model)
     if known is None:
-        near = _nearest(config.model, list_models())
+        shipped = config.model == SHIPPED_MODEL
+        near = (
+            f"; {SHIPPED_MODEL} goes with pretrained: {DEMO}"
+            if shipped
+            else _nearest(config.model, list_models())
+        )
         problems.append(
             f"encoder.model: open_clip has no {config.model!r}{near}; for your own, give encoder.architecture"
         )
@@ -344,6 +354,8 @@ def weights_file(spec: EncoderSpec) -> Path:
 
     if spec.local_weights is not None:
         return spec.local_weights
+    if is_remote(spec.pretrained):
+        return fetch_weights(spec.pretrained)
     try:
         return Path(download_pretrained(get_pretrained_cfg(spec.model, spec.pretrained)))
     # Hub clients raise many kinds of errors; every one means the same to the user.
@@ -353,3 +365,18 @@ def weights_file(spec: EncoderSpec) -> Path:
             f"({type(error).__name__}: {error}). Download them on a machine with network, and give the "
             "file as encoder.pretrained"
         ) from error
+
+
+def fetch_weights(uri: str) -> Path:
+    """Weights in an object store, on this machine's disk; fetched once into the user's cache.
+
+    Raises:
+        FileNotFoundError: there is nothing at `uri`.
+    """
+    folder, _, name = uri.rpartition("/")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lada_ray"
+    key = f"{hashlib.sha256(folder.encode()).hexdigest()[:16]}/{name}"
+    store = open_store(cache)
+    if not store.exists(key):
+        store.create(key, open_store(folder).read(name))
+    return cache / key

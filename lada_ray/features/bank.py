@@ -12,10 +12,11 @@ import pandas as pd
 import pyarrow as pa
 
 from lada_ray.errors import LadaError
-from lada_ray.features.parts import Manifest, Part, PartTable
+from lada_ray.features.parts import Manifest, Part, PartTable, reread, row_keys
 from lada_ray.store import Store
 
 NEEDS = pa.schema([("sha256", pa.string()), ("view", pa.string())])
+KEYS = ["sha256", "view"]
 DAY_S = 24 * 3600.0
 
 
@@ -38,7 +39,7 @@ class FeatureBank:
     """
 
     def __init__(self, store: Store, feature_key: str, width: int) -> None:
-        self.store, self.width = store.child(feature_key), width
+        self.store, self.feature_key, self.width = store.child(feature_key), feature_key, width
         schema = pa.schema(
             [
                 ("sha256", pa.string()),
@@ -46,15 +47,18 @@ class FeatureBank:
                 ("feature", pa.list_(pa.float32(), width)),
             ]
         )
-        self.table = PartTable(self.store, schema)
+        self.table = PartTable(self.store, schema, KEYS)
 
     @classmethod
     def open(cls, store: Store, feature_key: str) -> FeatureBank:
         """An existing bank, whatever its encoder; the width is asked of its newest part."""
         table = PartTable(store.child(feature_key), pa.schema([]))
-        name = next(reversed(table.manifest().parts), None)
-        width = len(table.read(name, ["feature"])["feature"][0]) if name else 1
-        return cls(store, feature_key, width)
+
+        def width() -> int:
+            name = next(reversed(table.manifest().parts), None)
+            return len(table.read(name, ["feature"])["feature"][0]) if name else 1
+
+        return cls(store, feature_key, reread(width))
 
     def size(self) -> BankSize:
         """Views, parts and bytes, asked of the manifest alone."""
@@ -72,9 +76,9 @@ class FeatureBank:
         """Which of the (image, view) pairs, given as two parallel lists, are not in the bank, [n]."""
         wanted = pd.MultiIndex.from_arrays([list(shas), list(views)]) if len(shas) else None
         absent = np.ones(len(shas), np.bool_)
-        for _, table in self.table.scan(["sha256", "view"]):
+        for _, table in self.table.scan(KEYS):
             if wanted is not None:
-                absent &= ~wanted.isin(_pairs(table))
+                absent &= ~wanted.isin(row_keys(table, KEYS))
         return absent
 
     def fetch(self, shas: Sequence[str], views: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -91,10 +95,23 @@ class FeatureBank:
             LadaError: if some are missing, saying how many.
         """
         unique, inverse = np.unique(np.asarray(shas, dtype=object).astype(str), return_inverse=True)
+        # Keys and features of a part are two reads: it may vanish between them.
+        out, found = reread(lambda: self._find(unique, views))
+        if not found.all():
+            raise LadaError(
+                f"{(~found).sum()} of {found.size} features are not in the bank {self.store.uri}; start the run again "
+                "to encode them"
+            )
+        return out[inverse]
+
+    def _find(
+        self, unique: npt.NDArray[np.str_], views: Sequence[str]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The features [n, V, d] that are there, and which are, [n, V]."""
         out = np.full((len(unique), len(views), self.width), np.nan, np.float32)
         found = np.zeros(out.shape[:2], np.bool_)
         rows, columns = pd.Index(unique), pd.Index(list(views))
-        for name, keys in self.table.scan(["sha256", "view"]):
+        for name, keys in self.table.scan(KEYS):
             row = rows.get_indexer(keys["sha256"].to_pandas())
             column = columns.get_indexer(keys["view"].to_pandas().astype(str))
             hit = np.flatnonzero((row >= 0) & (column >= 0))
@@ -102,12 +119,7 @@ class FeatureBank:
                 feature = self.table.read(name, ["feature"])["feature"].combine_chunks()
                 out[row[hit], column[hit]] = _matrix(feature, self.width)[hit]
                 found[row[hit], column[hit]] = True
-        if not found.all():
-            raise LadaError(
-                f"{(~found).sum()} of {found.size} features are not in the bank {self.store.uri}; start the run again "
-                "to encode them"
-            )
-        return out[inverse]
+        return out, found
 
     def note_needs(self, run: str, shas: Sequence[str], views: Sequence[str]) -> None:
         """Record what a run uses, so that `prune` knows what is still needed."""
@@ -121,18 +133,20 @@ class FeatureBank:
         needs.sweep(0)
 
     def prune(self, days: float) -> int:
-        """Remove every feature that no run started in the last `days` days needs; returns how many rows."""
-        needed = pd.MultiIndex.from_tuples(
-            list(self._needed(time.time() - days * DAY_S)), names=["sha256", "view"]
-        )
+        """Remove every feature that no run started in the last `days` days needs; returns how many rows.
+
+        Files go some minutes later, with the next start, merge or `prune`: another job may be reading them.
+        """
+        needed = pd.MultiIndex.from_tuples(list(self._needed(time.time() - days * DAY_S)), names=KEYS)
         removed = 0
-        for part in list(self.table.manifest().parts.values()):
-            table = self.table.read(part.name, self.table.schema.names)
-            keep = _pairs(table).isin(needed)
-            if keep.all():
+        for name, table in self.table.scan(self.table.schema.names):
+            keep = row_keys(table, KEYS).isin(needed)
+            part = self.table.manifest().parts.get(name)
+            # Gone: another job merged it; what it made of it is the next prune's.
+            if keep.all() or part is None:
                 continue
-            self.table.rewrite([part], table.filter(pa.array(keep)), readable=False)
-            removed += int((~keep).sum())
+            if self.table.rewrite([part], table.filter(pa.array(keep)), readable=False):
+                removed += int((~keep).sum())
         self.table.sweep()
         return removed
 
@@ -155,11 +169,6 @@ def banks(store: Store) -> Iterable[tuple[str, BankSize]]:
 def _size(manifest: Manifest) -> BankSize:
     parts = manifest.parts.values()
     return BankSize(sum(p.rows for p in parts), len(parts), sum(p.bytes for p in parts))
-
-
-def _pairs(table: pa.Table) -> pd.MultiIndex:
-    columns = [table[name].to_pandas().astype(str) for name in ("sha256", "view")]
-    return pd.MultiIndex.from_arrays(columns, names=["sha256", "view"])
 
 
 def _matrix(feature: pa.FixedSizeListArray, width: int) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from lada_ray.domains.base import read_bytes
-from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray import errors
+from lada_ray.encoder import EncoderSpec, device_for, load_encoder
+from lada_ray.errors import LadaError
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.parts import Part
-from lada_ray.views import BadImage, Preprocess, decode, render
+from lada_ray.features.reading import read_image, why_unread
+from lada_ray.views import BadImage, Pixels, Preprocess, decode, render
 
 # A reader waits for storage much of the time. (Equal to an encoder's cores it would also be fused into the actor by Ray
 # Data, and reading would no longer overlap encoding.)
@@ -30,6 +33,8 @@ READ_CPUS = 0.5
 READ_IMAGES = 32
 # Views per encoder call, and so per part of the bank; merged into larger parts at the end.
 ENCODE_VIEWS = 512
+# The manifest, which grows with its parts, is rewritten at most this often.
+ENTER_EVERY_S = 1.0
 
 Batch = dict[str, np.ndarray[Any, Any]]
 
@@ -84,12 +89,13 @@ class RenderViews:
         try:
             data = _read_unchanged(uri, sha)
             clock.append(time.perf_counter())
-            image = decode(data)
-            pixels = np.stack([render(image, sha, view, self.preprocess) for view in views])
+            pixels = self._render(data, sha, views)
         except BadImage as error:
             reason = str(error)
-        except OSError as error:
-            unread = f"cannot be read: {error}"
+        except _NotRendered as error:
+            unread = str(error)
+        except (OSError, ValueError, LadaError) as error:
+            unread = why_unread(error)
         views = views[: len(pixels)]
         clock.append(time.perf_counter())
         n = len(views)
@@ -104,9 +110,24 @@ class RenderViews:
             "decode_s": np.full(n, (clock[-1] - clock[1]) / n),
         }
 
+    def _render(self, data: bytes, sha: str, views: list[str]) -> Pixels:
+        try:
+            image = decode(data)
+            return np.stack([render(image, sha, view, self.preprocess) for view in views])
+        except BadImage:
+            raise
+        # Pillow and NumPy raise whatever an odd image makes them stumble over, or the lack of memory: it costs the
+        # image in this run, and says nothing about its bytes for other encoders and machines.
+        except Exception as error:
+            raise _NotRendered(f"cannot be rendered: {type(error).__name__}: {error}") from error
+
+
+class _NotRendered(Exception):
+    """An image that could be decoded, and yet there are no pixels of it."""
+
 
 def _read_unchanged(uri: str, sha: str) -> bytes:
-    data = read_bytes(uri)
+    data = read_image(uri)
     if hashlib.sha256(data).hexdigest() != sha:
         # Its features would be kept, for all runs, under the hash of what the file held before.
         raise OSError("the file changed while the run was reading it; start again")
@@ -114,18 +135,43 @@ def _read_unchanged(uri: str, sha: str) -> bytes:
 
 
 class EncodeViews:
-    """An actor that holds the encoder and writes what it encodes to the bank."""
+    """An actor that holds the encoder and writes what it encodes to the bank.
 
-    def __init__(self, spec: EncoderSpec, bank: FeatureBank, run: str, threads: int) -> None:
+    Args:
+        spec: the encoder; what this node makes of it has to be the one whose features the bank holds.
+        bank: where features go.
+        run: id of the run that adds.
+        threads: of torch.
+        device: "cuda" if the actor was given GPUs.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, bank: FeatureBank, run: str, threads: int, device: str = "cpu"
+    ) -> None:
         import torch
 
         # Ray sets OMP_NUM_THREADS, torch would take all cores: neither is what was asked for.
         torch.set_num_threads(max(1, threads))
-        self.encoder = load_encoder(spec)
         self.bank, self.run = bank, run
+        self.refused: LadaError | None = None
+        try:
+            self.encoder = load_encoder(spec, device)
+            self.encoder.check(bank.feature_key)
+        except LadaError as error:
+            # Of an error in an actor's constructor Ray keeps the traceback's text alone: it is told with a batch.
+            self.refused = error
 
     def __call__(self, batch: Batch) -> Batch:
-        """Encode rows of pixels, write them as one part, and return one row that says so."""
+        """Encode rows of pixels, write them as one part, and return one row that says so, or what is wrong."""
+        try:
+            if self.refused is not None:
+                raise self.refused
+            row = self._encode(batch)
+        except LadaError as error:
+            row = {"error": _stated_error(error)}
+        return {"row": np.array([json.dumps(row)])}
+
+    def _encode(self, batch: Batch) -> dict[str, Any]:
         started = time.perf_counter()
         good = np.flatnonzero((batch["reason"] == "") & (batch["unread"] == ""))
         bad, unread = _stated(batch, "sha256", "reason"), _stated(batch, "uri", "unread")
@@ -142,8 +188,19 @@ class EncodeViews:
             "decode": float(batch["decode_s"].sum()),
             "encode": time.perf_counter() - started,
         }
-        row = {"part": part, "bad": bad, "unread": unread, "seconds": seconds, "images": len(batch["view"])}
-        return {"row": np.array([json.dumps(row)])}
+        return {"part": part, "bad": bad, "unread": unread, "seconds": seconds, "images": len(batch["view"])}
+
+
+def _stated_error(error: LadaError) -> dict[str, Any]:
+    reduced: Any = error.__reduce__()
+    return {"kind": type(error).__name__, "arguments": reduced[1]}
+
+
+def _raise_stated(row: dict[str, Any]) -> None:
+    """Raise the error of ours that a row from an actor states, as itself."""
+    if "error" in row:
+        kind: type[LadaError] = getattr(errors, row["error"]["kind"], LadaError)
+        raise kind(*row["error"]["arguments"])
 
 
 def _stated(batch: Batch, key: str, reason: str) -> dict[str, str]:
@@ -171,25 +228,57 @@ def extract(
 
     Returns:
         What was added, what could not be decoded, and how long each stage was busy.
+
+    Raises:
+        IntegrityError: a node's encoder is not the one whose features the bank holds.
+        LadaError: the encoder cannot be loaded on a node, or the bank cannot be written.
     """
     total = sum(len(gap.views) for gap in gaps)
     result = Extraction()
     if not gaps:
         return result
     done = 0
-    for row in _pipeline(gaps, spec, bank, pool, run):
-        if row["part"]:
-            part = Part(**row["part"])
-            bank.table.enter([part])
-            result.added += part.rows
-        result.bad |= row["bad"]
-        result.unread |= row["unread"]
-        for stage, seconds in row["seconds"].items():
-            result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
-        done += row["images"]
-        progress(done, total)
+    with _Entering(bank) as entering:
+        for row in _pipeline(gaps, spec, bank, pool, run):
+            _raise_stated(row)
+            if row["part"]:
+                part = Part(**row["part"])
+                entering.add(part)
+                result.added += part.rows
+            result.bad |= row["bad"]
+            result.unread |= row["unread"]
+            for stage, seconds in row["seconds"].items():
+                result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
+            done += row["images"]
+            progress(done, total)
     bank.table.merge()
     return result
+
+
+class _Entering:
+    """Enters parts in the bank's manifest as they come: now and then, and at the end whatever ends it."""
+
+    def __init__(self, bank: FeatureBank) -> None:
+        self.bank = bank
+        self.waiting: list[Part] = []
+        self.entered = -math.inf
+
+    def add(self, part: Part) -> None:
+        """Enter the part, soon."""
+        self.waiting.append(part)
+        if time.monotonic() - self.entered >= ENTER_EVERY_S:
+            self._enter()
+
+    def _enter(self) -> None:
+        self.bank.table.enter(self.waiting)
+        self.waiting = []
+        self.entered = time.monotonic()
+
+    def __enter__(self) -> _Entering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enter()
 
 
 def _pipeline(
@@ -211,7 +300,7 @@ def _pipeline(
         .map_batches(read, batch_size=None, num_cpus=READ_CPUS)
         .map_batches(
             EncodeViews,
-            fn_constructor_args=(spec, bank, run, threads),
+            fn_constructor_args=(spec, bank, run, threads, device_for(pool.gpus)),
             batch_size=ENCODE_VIEWS,
             compute=ray.data.ActorPoolStrategy(size=pool.encoders),
             num_cpus=pool.cpus,

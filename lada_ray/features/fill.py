@@ -154,7 +154,8 @@ def _refuse_too_many(images: Images, max_bad_share: float) -> None:
     if len(bad) > max_bad_share * (len(bad) + good):
         share = 100 * len(bad) / (len(bad) + good)
         problems.append(
-            f"{len(bad)} of {len(bad) + good} images are bad ({share:.1f} %, max_bad_share {max_bad_share:.1%})"
+            f"{len(bad)} of {len(bad) + good} images are bad ({share:.1f} %, and max_bad_share is "
+            f"{100 * max_bad_share:g} %): repair or remove them, or raise --max_bad_share"
         )
     if problems:
         named = [f"{image.uri}: {image.reason}" for image in bad[:SHOWN]]

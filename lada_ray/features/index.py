@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from lada_ray.domains.base import Sample, read_bytes
+from lada_ray.cluster import result
+from lada_ray.domains.base import Sample
+from lada_ray.errors import LadaError
 from lada_ray.features.parts import PartTable
+from lada_ray.features.reading import read_image, why_unread
 from lada_ray.store import Store
+from lada_ray.views import judge
 
 HASHES = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("sha256", pa.string())]
 )
-VERDICTS = pa.schema([("sha256", pa.string()), ("reason", pa.string())])
+VERDICTS = pa.schema([("sha256", pa.string()), ("reason", pa.string()), ("judge", pa.string())])
 # Files hashed by one task: enough work to pay for the task, few enough to spread over a cluster.
 CHUNK = 256
 
@@ -49,10 +53,11 @@ class FileIndex:
         return found
 
     def bad(self) -> dict[str, str]:
-        """Reason by SHA-256, of all bytes ever found unusable."""
+        """Reason by SHA-256, of all bytes that this Pillow and these limits ever found unusable."""
         reasons: dict[str, str] = {}
         for _, table in self.verdicts.scan(VERDICTS.names):
-            reasons |= dict(zip(table["sha256"].to_pylist(), table["reason"].to_pylist(), strict=True))
+            rows = zip(*(table[name].to_pylist() for name in VERDICTS.names), strict=True)
+            reasons |= {sha: reason for sha, reason, by in rows if by == judge()}
         return reasons
 
     def add_hashes(self, samples: Sequence[Sample], hashes: Mapping[str, str], run: str) -> None:
@@ -68,7 +73,8 @@ class FileIndex:
     def add_bad(self, reasons: Mapping[str, str], run: str) -> None:
         """Remember why these bytes (by SHA-256) cannot be used."""
         if reasons:
-            columns = {"sha256": list(reasons), "reason": list(reasons.values())}
+            by = [judge()] * len(reasons)
+            columns = {"sha256": list(reasons), "reason": list(reasons.values()), "judge": by}
             self.verdicts.enter([self.verdicts.write(pa.Table.from_pydict(columns, VERDICTS), run)])
 
 
@@ -83,10 +89,10 @@ def hash_files(uris: Sequence[str]) -> list[tuple[str | None, str | None]]:
 
 def _hash_file(uri: str) -> tuple[str | None, str | None]:
     try:
-        return hashlib.sha256(read_bytes(uri)).hexdigest(), None
+        return hashlib.sha256(read_image(uri)).hexdigest(), None
     # A file that vanished or that may not be read costs this image; it is listed like a damaged one.
-    except (OSError, ValueError) as error:
-        return None, f"cannot be read: {error}"
+    except (OSError, ValueError, LadaError) as error:
+        return None, why_unread(error)
 
 
 def fill_index(
@@ -102,6 +108,9 @@ def fill_index(
 
     Returns:
         SHA-256 by URI for all readable samples, and the unreadable ones.
+
+    Raises:
+        LadaError: if a task failed.
     """
     import ray
 
@@ -115,7 +124,7 @@ def fill_index(
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         chunk = pending.pop(ready)
-        results = dict(zip([s.uri for s in chunk], ray.get(ready), strict=True))
+        results = dict(zip([s.uri for s in chunk], result(ready), strict=True))
         hashes = {uri: sha for uri, (sha, _) in results.items() if sha is not None}
         index.add_hashes(chunk, hashes, run)
         known |= hashes

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lada_ray.cluster import result
 from lada_ray.features.bank import FeatureBank
 from lada_ray.method.memory import init_memory, stack_memory
 from lada_ray.method.mixture import Mixture, fit_mixture
@@ -131,7 +132,7 @@ def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> d
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         done += pending.pop(ready)
-        kind, busy = ray.get(ready)
+        kind, busy = result(ready)
         seconds[STAGES[kind]] = seconds.get(STAGES[kind], 0.0) + busy
         progress(done, total)
     return seconds

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray.encoder import Encoder, EncoderSpec, load_encoder
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.text import read_text
 from lada_ray.fit.classes import ClassImages, MemoryInit, Mixtures, read_memory, read_mixtures
@@ -85,14 +85,14 @@ class Fitted:
 class Ledger(Protocol):
     """Where learnt tasks are committed. Called from training workers."""
 
-    def learnt(self) -> int:
-        """Number of tasks committed."""
+    def packs(self) -> tuple[str, ...]:
+        """Digests of the committed tasks' packs, in order."""
 
-    def seen(self) -> Seen:
-        """State after the committed tasks."""
+    def seen(self, packs: tuple[str, ...]) -> Seen:
+        """State after these packs."""
 
-    def commit(self, task: TaskPlan, fitted: Fitted) -> None:
-        """Commit the next task; raises LostLease if another process owns the run."""
+    def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
+        """Commit the next task after `parent`; returns its digest. Raises LostLease if another process owns the run."""
 
     def save_checkpoint(self, data: bytes) -> None:
         """Keep the newest training state."""
@@ -102,6 +102,27 @@ class Ledger(Protocol):
 
     def progress(self, task: TaskPlan, step: int, steps: int) -> None:
         """Tell whoever watches; must be quick."""
+
+
+def _alone(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Team:
+    """The training workers that learn a task together, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+    all_reduce: Callable[[torch.Tensor], Any] | None = None
+    """Sums a tensor over all workers, in place."""
+    agree: Callable[[Any], Any] = _alone
+    """Gives every worker the first one's value: what they read from storage may change between their reads."""
+
+    @property
+    def chief(self) -> bool:
+        """Whether this worker commits, saves and reports."""
+        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -169,40 +190,56 @@ def _train_loop(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     plan: FitPlan = config["plan"]
-    ledger: Ledger = config["ledger"]
     torch.set_num_threads(plan.threads)
     context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    learn_remaining(
-        plan, ledger, device, (rank, workers), torch.distributed.all_reduce if workers > 1 else None
-    )
+    team = Team(context.get_world_rank(), context.get_world_size())
+    if team.size > 1:
+        team = replace(team, all_reduce=torch.distributed.all_reduce, agree=_agree)
+    learn_remaining(plan, config["ledger"], ray.train.torch.get_device(), team)
+
+
+def _agree(value: Any) -> Any:
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def learn_remaining(
-    plan: FitPlan,
-    ledger: Ledger,
-    device: torch.device | str,
-    shard: tuple[int, int] = (0, 1),
-    all_reduce: Callable[[torch.Tensor], Any] | None = None,
+    plan: FitPlan, ledger: Ledger, device: torch.device | str, team: Team | None = None
 ) -> None:
     """Learn and commit the tasks that are not committed, in order; what a training worker does."""
-    encoder = load_encoder(plan.spec, "cpu")
-    tower = None if plan.settings.text_tuner == "none" else CausalTextTower(encoder.model)
-    seen = ledger.seen()
-    for task in plan.tasks[ledger.learnt() :]:
+    team = team or Team()
+    encoder = _text_encoder(plan)
+    tower = None if encoder is None else CausalTextTower(encoder.model)
+    packs = team.agree(ledger.packs())
+    seen, parent = ledger.seen(packs), packs[-1] if packs else None
+    for task in plan.tasks[len(packs) :]:
         init = read_memory(plan.bank, task.images, plan.settings.memory_per_class)
         mixtures = read_mixtures(plan.bank, task.images, plan.settings.mixture_components)
-        data = _task_data(plan, task, init, encoder.tokenize(task.prompts))
+        data = _task_data(plan, task, init, None if encoder is None else encoder.tokenize(task.prompts))
         settings = replace(plan.settings, epochs=task.epochs)
-        learner = TaskLearner(data, seen, tower, plan.tau, settings, plan.seed, device, shard, all_reduce)
-        fitted = _fit(plan, task, learner, ledger, init, mixtures, chief=shard[0] == 0)
-        if shard[0] == 0:
-            ledger.commit(task, fitted)
+        shard = (team.rank, team.size)
+        learner = TaskLearner(
+            data, seen, tower, plan.tau, settings, plan.seed, device, shard, team.all_reduce
+        )
+        fitted = _fit(plan, task, learner, ledger, init, mixtures, team)
+        if team.chief:
+            parent = ledger.commit(task, fitted, parent)
         seen = extend(seen, fitted.learnt, init, mixtures)
 
 
-def _task_data(plan: FitPlan, task: TaskPlan, init: MemoryInit, tokens: npt.NDArray[np.int64]) -> TaskData:
+def _text_encoder(plan: FitPlan) -> Encoder | None:
+    """The encoder for its text tower; None where nothing tunes it."""
+    if plan.settings.text_tuner == "none":
+        return None
+    encoder = load_encoder(plan.spec, "cpu")
+    encoder.check(plan.bank.feature_key)
+    return encoder
+
+
+def _task_data(
+    plan: FitPlan, task: TaskPlan, init: MemoryInit, tokens: npt.NDArray[np.int64] | None
+) -> TaskData:
     return TaskData(
         position=task.position,
         views=plan.bank.fetch(task.shas, task.views),
@@ -221,19 +258,19 @@ def _fit(
     ledger: Ledger,
     init: MemoryInit,
     mixtures: Mixtures,
-    chief: bool,
+    team: Team,
 ) -> Fitted:
     """Step until done, going on from the newest checkpoint of this task and leaving one now and then."""
     started = time.time()
-    losses = _resume(plan, task, learner, ledger)
+    losses = _resume(plan, task, learner, team.agree(ledger.load_checkpoint()))
     saved = shown = time.monotonic()
     while not learner.done:
         losses.append(learner.step())
         now = time.monotonic()
-        if chief and now - shown > 0.5:
+        if team.chief and now - shown > 0.5:
             ledger.progress(task, learner.steps_done, learner.total_steps)
             shown = now
-        if chief and now - saved > CHECKPOINT_EVERY_S:
+        if team.chief and now - saved > CHECKPOINT_EVERY_S:
             ledger.save_checkpoint(_checkpoint(plan, task, learner, losses))
             saved = now
     per_epoch = [
@@ -249,9 +286,8 @@ def _checkpoint(plan: FitPlan, task: TaskPlan, learner: TaskLearner, losses: lis
     return sink.getvalue()
 
 
-def _resume(plan: FitPlan, task: TaskPlan, learner: TaskLearner, ledger: Ledger) -> list[float]:
-    """Load the newest checkpoint into the learner, if it is of this very task; returns its losses."""
-    data = ledger.load_checkpoint()
+def _resume(plan: FitPlan, task: TaskPlan, learner: TaskLearner, data: bytes | None) -> list[float]:
+    """Load a checkpoint into the learner, if it is of this very task; returns its losses."""
     if data is None:
         return []
     state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")

@@ -56,17 +56,20 @@ class CausalTextTower(nn.Module):
         model: an open_clip model with a native causal text tower.
 
     Raises:
-        ValueError: if the text tower is not native and causal, naming what it has instead.
+        ValueError: if the text tower is not native and causal. (Whoever starts a run asks `EncoderInfo.not_tunable`
+            before, which says why.)
     """
 
     mask: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        reason = why_not_tunable(model)
-        if reason:
-            raise ValueError(reason)
         text: Any = getattr(model, "text", model)
+        if not _is_native(text):
+            raise ValueError(
+                f"the text tower ({type(text).__name__}) is not open_clip's own causal one, read at the end-of-text "
+                "token"
+            )
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding
         self.blocks = text.transformer.resblocks
@@ -115,19 +118,16 @@ class CausalTextTower(nn.Module):
         return self.projection(x) if isinstance(self.projection, nn.Linear) else x @ self.projection
 
 
-def why_not_tunable(model: nn.Module) -> str | None:
-    """Why this open_clip model's text tower cannot be tuned or trimmed; None when it can."""
-    text: Any = getattr(model, "text", model)
-    if not hasattr(getattr(text, "transformer", None), "resblocks"):
-        return f"the text tower is a {type(text).__name__}, not open_clip's own transformer"
-    if getattr(text, "attn_mask", None) is None:
-        return "the text tower is bidirectional (it has no causal mask)"
-    if getattr(text, "cls_emb", None) is not None:
-        return "the text tower reads a class token behind the prompt (CoCa), not the end-of-text token"
-    if _pooling(text) not in ("argmax", "eos"):
-        return f"the text tower pools by '{_pooling(text)}', not at the end-of-text token"
-    block = type(text.transformer.resblocks[0]).__name__
-    return None if block == "ResidualAttentionBlock" else f"the text tower's blocks are {block}"
+def _is_native(text: Any) -> bool:
+    """Whether `forward` computes what this tower does: any other would be tuned wrongly without an error."""
+    blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
+    return (
+        blocks is not None
+        and type(blocks[0]).__name__ == "ResidualAttentionBlock"
+        and getattr(text, "attn_mask", None) is not None
+        and getattr(text, "cls_emb", None) is None
+        and _pooling(text) in ("argmax", "eos")
+    )
 
 
 def _pooling(text: Any) -> str:

@@ -36,7 +36,7 @@ def test_every_problem_of_every_domain_is_listed() -> None:
     assert problems(bad) == [
         "x: 2 domains have this name; give each its own",
         "x: class 'a' has no training images",
-        "x: no test images",
+        "x: no test images; put some into test/<class>/, or use one <class>/* level, of which test_share is held out",
         "y: class 2 has an empty name",
         "y: 2 classes are displayed as 'a'; rename one with class_names",
         "z: no training images",

@@ -119,7 +119,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 
 def test_a_missing_test_folder_names_what_is_there_instead(tmp_path: Path) -> None:
     assert refused(make(tmp_path, ["train/a/1.png", "val/a/1.png"])) == [
-        "d: no test images",
+        "d: no test images; put some into test/<class>/, or use one <class>/* level, of which test_share is held out",
         "d: beside train there is val; expected train/<class>/* and test/<class>/*, or one level <class>/*",
     ]
 

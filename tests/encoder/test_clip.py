@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lada_ray.config import EncoderConfig
-from lada_ray.encoder import Encoder, EncoderSpec, load_encoder, resolve_encoder
-from lada_ray.errors import InputError, LadaError
+from lada_ray.encoder import Encoder, EncoderSpec, device_for, load_encoder, resolve_encoder
+from lada_ray.encoder.clip import full_float32
+from lada_ray.errors import InputError, IntegrityError, LadaError
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,
@@ -139,6 +140,56 @@ def test_info(weights: Path, make: Make) -> None:
     assert len(info.fingerprint) == 64
     assert not any(p.requires_grad for p in encoder.model.parameters())
     assert not encoder.model.training
+    assert info.not_tunable is None
+
+
+def test_info_says_why_a_text_tower_cannot_be_tuned(weights: Path, make: Make) -> None:
+    seen = {**TINY, "text_cfg": {**TINY["text_cfg"], "no_causal_mask": True}}
+    said = Encoder(make(weights, seen)).info().not_tunable
+    assert said == "the text tower is bidirectional (it has no causal mask)"
+
+
+def test_check_names_node_and_file(weights: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    encoder = Encoder(make(weights))
+    key = encoder.info().feature_key
+    encoder.check(key)
+    said = rf"on the node node-7, {weights} is another encoder \({key}\) than this run's \(0123\).*every node"
+    with pytest.raises(IntegrityError, match=said):
+        encoder.check("0123")
+
+
+def test_the_device_follows_the_gpus_that_were_given() -> None:
+    assert [device_for(gpus) for gpus in (0, 0.0, 0.25, 1)] == ["cpu", "cpu", "cuda", "cuda"]
+
+
+@pytest.fixture(params=[True, False])
+def allowed(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether TF32 is allowed outside of the encoder."""
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = request.param
+    yield request.param
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
+def test_float32_is_full_only_where_the_encoder_computes(
+    allowed: bool, weights: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    encoder = Encoder(make(weights))
+    seen: list[bool] = []
+    encode = encoder.model.encode_image
+    monkeypatch.setattr(
+        encoder.model, "encode_image", lambda x: seen.extend(b.allow_tf32 for b in backends) or encode(x)
+    )
+    encoder.encode_pixels(pixels(1))
+    assert seen == [False, False]
+    with pytest.raises(KeyError), full_float32():
+        raise KeyError
+    assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
 
 
 def test_bf16_is_the_image_tower_s_precision(weights: Path, make: Make) -> None:
@@ -321,3 +372,44 @@ def test_vit_b_16_with_quick_gelu_from_a_local_file(tmp_path: Path, monkeypatch:
     print(f"\ncosines: images {image_cosines}, texts {text_cosines}")
     assert image_cosines.min() > 0.9999
     assert text_cosines.min() > 0.9999
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@on_gpu
+def test_bf16_on_a_gpu_is_near_float32_on_the_cpu(weights: Path, make: Make) -> None:
+    images = pixels(300)
+    half = Encoder(make(weights, precision="bf16"), "cuda").encode_pixels(images)
+    single = Encoder(make(weights), "cpu").encode_pixels(images)
+    assert cosines(half, torch.from_numpy(single)).min() > 0.99
+
+
+@on_gpu
+def test_float32_on_a_gpu_is_float32(weights: Path, make: Make) -> None:
+    images = pixels(300)
+    encoders = [Encoder(make(weights), device) for device in ("cuda", "cpu")]
+    there, here = (encoder.encode_pixels(images) for encoder in encoders)
+    # TF32 would differ by about 1e-3.
+    np.testing.assert_allclose(there, here, atol=5e-5)
+    there, here = (encoder.encode_text(PROMPTS) for encoder in encoders)
+    np.testing.assert_allclose(there, here, atol=5e-5)
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_does_not_depend_on_its_batch_on_a_gpu(precision: str, weights: Path, make: Make) -> None:
+    encoder, images = Encoder(make(weights, precision=precision), "cuda"), pixels(600)
+    features = encoder.encode_pixels(images)
+    for row in (0, 5, 255, 256, 599):
+        np.testing.assert_array_equal(encoder.encode_pixels(images[row : row + 1])[0], features[row])
+    shuffled = np.random.default_rng(1).permutation(600)
+    np.testing.assert_array_equal(encoder.encode_pixels(images[shuffled]), features[shuffled])
+
+
+@on_gpu
+def test_a_gpu_that_is_only_visible_is_left_alone(weights: Path, make: Make) -> None:
+    before = torch.cuda.memory_allocated()
+    encoder = load_encoder(make(weights), device_for(0))
+    encoder.encode_pixels(pixels(1))
+    assert (encoder.device.type, torch.cuda.memory_allocated()) == ("cpu", before)

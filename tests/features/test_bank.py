@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from lada_ray.errors import LadaError
+from lada_ray.errors import IntegrityError, LadaError
 from lada_ray.features import parts
 from lada_ray.features.bank import BankSize, FeatureBank, banks
-from lada_ray.features.parts import PartTable
+from lada_ray.features.parts import Part, PartTable
 from lada_ray.store import open_store
 
 WIDTH = 3
@@ -122,7 +124,7 @@ def started_days_ago(tmp_path: Path, run: str, days: float) -> None:
     os.utime(manifest, (then, then))
 
 
-def test_prune_keeps_what_recent_runs_need(tmp_path: Path) -> None:
+def test_prune_keeps_what_recent_runs_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = new_bank(tmp_path)
     add(bank, "old", ("a", "test"), ("b", "test"), ("a", "x/0"))
     add(bank, "old", ("c", "test"))
@@ -136,6 +138,12 @@ def test_prune_keeps_what_recent_runs_need(tmp_path: Path) -> None:
     assert np.array_equal(bank.fetch(["a"], ["test"])[0, 0], np.array(feature("a", "test"), np.float32))
     # Additions are history: a run that looks itself up later still knows how much it encoded.
     assert (bank.table.added_by("old"), bank.table.added_by("new")) == (3, 1)
+    # The files stay for those who are reading them, and go a little later.
+    assert len(list((tmp_path / "key" / "parts").glob("*.parquet"))) == 4
+    assert bank.table.adopt() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "REMOVED_KEPT_S", 0.0)
+        assert bank.prune(9) == 0
     assert len(list((tmp_path / "key" / "parts").glob("*.parquet"))) == 2
 
 
@@ -181,3 +189,105 @@ def test_the_same_need_again_says_that_the_run_was_started(tmp_path: Path) -> No
     bank.note_needs("r", ["a"], ["test"])
     assert bank.prune(1) == 0
     assert held(bank) == {("a", "test")}
+
+
+def vanishing(monkeypatch: pytest.MonkeyPatch, columns: list[str], act: Callable[[], None]) -> None:
+    """Let another job act right before these columns of a part are first read."""
+    read = PartTable.read
+
+    def later(table: PartTable, name: str, asked: list[str]) -> object:
+        if asked == columns:
+            monkeypatch.setattr(PartTable, "read", read)
+            act()
+        return read(table, name, asked)
+
+    monkeypatch.setattr(PartTable, "read", later)
+
+
+def merged_away(bank: FeatureBank) -> None:
+    """Another job merges all parts, and sweeps at once."""
+    old = list(bank.table.manifest().parts.values())
+    tables = [bank.table.read(part.name, bank.table.schema.names) for part in old]
+    assert bank.table.rewrite(old, pa.concat_tables(tables))
+    assert bank.table.sweep(0) >= len(old)
+
+
+@pytest.mark.parametrize("columns", [["sha256", "view"], ["feature"]])
+def test_a_part_may_vanish_under_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str]
+) -> None:
+    bank = new_bank(tmp_path)
+    add(bank, "r", ("a", "test"))
+    add(bank, "r", ("b", "test"))
+    expected = np.array([[feature("a", "test")], [feature("b", "test")]], np.float32)
+    vanishing(monkeypatch, columns, lambda: merged_away(bank))
+    assert np.array_equal(bank.fetch(["a", "b"], ["test"]), expected)
+
+
+def test_missing_prune_and_open_go_on_where_a_part_vanished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = new_bank(tmp_path)
+    add(bank, "r", ("a", "test"), ("b", "test"))
+    add(bank, "r", ("c", "test"))
+    bank.note_needs("r", ["b", "c"], ["test", "test"])
+    vanishing(monkeypatch, ["sha256", "view"], lambda: merged_away(bank))
+    assert bank.missing(["a", "c", "d"], ["test"] * 3).tolist() == [False, False, True]
+    add(bank, "r", ("e", "test"))
+    vanishing(monkeypatch, bank.table.schema.names, lambda: merged_away(bank))
+    assert bank.prune(1) == 2
+    assert held(bank) == {("b", "test"), ("c", "test")}
+    vanishing(monkeypatch, ["feature"], lambda: merged_away(bank))
+    assert FeatureBank.open(open_store(tmp_path), "key").width == WIDTH
+
+
+def test_rows_that_another_job_took_are_not_counted_as_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = new_bank(tmp_path)
+    add(bank, "r", ("a", "test"))
+    bank.note_needs("r", [], [])
+    monkeypatch.setattr(PartTable, "exchange", lambda *_: False)
+    assert bank.prune(1) == 0
+
+
+def test_a_part_that_should_be_there_is_named(tmp_path: Path) -> None:
+    bank = new_bank(tmp_path)
+    add(bank, "r", ("a", "test"))
+    (part,) = bank.table.manifest().parts
+    bank.table.store.delete(f"parts/{part}")
+    with pytest.raises(IntegrityError, match=rf"parts/{part} is not there.*Restore it"):
+        bank.fetch(["a"], ["test"])
+
+
+def test_late_parts_of_killed_actors_count_nothing_twice(tmp_path: Path) -> None:
+    bank = new_bank(tmp_path)
+    add(bank, "r", ("a", "test"), ("b", "test"))
+
+    def left_behind(*pairs: tuple[str, str]) -> Part:
+        shas, views = zip(*pairs, strict=True)
+        return bank.write(shas, views, np.array([feature(*p) for p in pairs], np.float32), "r")
+
+    whole = left_behind(("b", "test"))
+    partly = left_behind(("a", "test"), ("c", "test"), ("b", "x/0"))
+    new = left_behind(("d", "test"))
+    assert bank.table.adopt() == 2
+    assert (bank.size().views, bank.table.added_by("r")) == (5, 5)
+    expected = {("a", "test"), ("b", "test"), ("c", "test"), ("b", "x/0"), ("d", "test")}
+    assert held(bank) == expected
+    manifest = bank.table.manifest()
+    assert new.name in manifest.parts
+    assert {whole.name, partly.name} <= set(manifest.retired)
+    # Their writers may yet enter them.
+    bank.table.enter([whole, partly])
+    assert (bank.table.adopt(), bank.size().views) == (0, 5)
+    assert np.array_equal(bank.fetch(["c"], ["test"])[0, 0], np.array(feature("c", "test"), np.float32))
+
+
+def test_two_late_parts_with_the_same_rows_count_once(tmp_path: Path) -> None:
+    bank = new_bank(tmp_path)
+    for pairs in ([("a", "test"), ("b", "test")], [("b", "test"), ("a", "test")]):
+        shas, views = zip(*pairs, strict=True)
+        bank.write(shas, views, np.array([feature(*p) for p in pairs], np.float32), "r")
+    assert bank.table.adopt() == 1
+    assert (bank.size().views, bank.table.added_by("r")) == (2, 2)

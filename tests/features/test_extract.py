@@ -6,21 +6,25 @@ import hashlib
 import json
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from lada_ray.domains import Domain
 from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray.errors import InputError, IntegrityError, LadaError
 from lada_ray.features import extract as module
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.extract import EncodeViews, Extraction, Gap, Pool, RenderViews, extract
-from lada_ray.features.parts import Part
+from lada_ray.features.parts import Part, PartTable
 from lada_ray.store import join, open_store
-from lada_ray.views import decode, render
+from lada_ray.views import Preprocess, decode, render
 
 VIEWS = ("test", "crop_flip/0", "crop_flip/1")
 
@@ -76,8 +80,8 @@ def test_an_image_that_cannot_be_used_costs_one_row_with_its_reason(
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> FeatureBank:
-    return FeatureBank(open_store(tmp_path / "features"), "key", 32)
+def bank(tmp_path: Path, tiny_key: str) -> FeatureBank:
+    return FeatureBank(open_store(tmp_path / "features"), tiny_key, 32)
 
 
 def test_the_actor_writes_a_part_and_says_so(
@@ -138,11 +142,12 @@ def encoder_actors() -> list[psutil.Process]:
 def test_a_killed_encoder_loses_and_doubles_nothing(
     tiny_domains: tuple[Domain, ...],
     tiny_encoder: EncoderSpec,
+    tiny_key: str,
     s3: str,
     monkeypatch: pytest.MonkeyPatch,
     ray_local: None,
 ) -> None:
-    bank = FeatureBank(open_store(join(s3, "killed")), "key", 32)
+    bank = FeatureBank(open_store(join(s3, "killed")), tiny_key, 32)
     monkeypatch.setattr(module, "ENCODE_VIEWS", 8)
     monkeypatch.setattr(module, "READ_IMAGES", 4)
     gaps = [gap(sample.uri, ("test", "crop_flip/0")) for domain in tiny_domains for sample in domain.train]
@@ -168,3 +173,125 @@ def test_a_killed_encoder_loses_and_doubles_nothing(
     assert bank.table.adopt() == 0
     assert set(result.seconds) == {"read", "decode", "encode"}
     assert min(result.seconds.values()) > 0
+
+
+def test_whatever_rendering_stumbles_over_costs_the_image(
+    tmp_path: Path, tiny_encoder: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = gap(draw(tmp_path / "bad.png", 0)), gap(draw(tmp_path / "good.png", 1))
+
+    def stumbling(image: Image.Image, sha: str, view: str, preprocess: Preprocess) -> np.ndarray:
+        if sha == bad.sha256 and view == VIEWS[1]:
+            raise SystemError("tile cannot extend outside image")
+        return render(image, sha, view, preprocess)
+
+    monkeypatch.setattr(module, "render", stumbling)
+    rows = joined([bad, good], tiny_encoder)
+    assert rows["sha256"].tolist() == [bad.sha256, *[good.sha256] * 3]
+    said = "cannot be rendered: SystemError: tile cannot extend outside image"
+    assert rows["unread"].tolist() == [said, "", "", ""]
+    assert rows["reason"].tolist() == [""] * 4
+
+    def no_room(data: bytes) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "decode", no_room)
+    assert joined([good], tiny_encoder)["unread"].tolist() == ["cannot be rendered: MemoryError: "]
+
+
+def test_an_object_that_storage_does_not_give_costs_the_image(
+    tmp_path: Path, tiny_encoder: EncoderSpec, s3: str
+) -> None:
+    good = gap(draw(tmp_path / "good.png", 1), VIEWS[:1])
+    odd = Gap(f"{s3}/a//b.png", "0" * 64, VIEWS)
+    nowhere = Gap("s3://there-is-no-such-bucket/a.png", "0" * 64, VIEWS)
+    rows = joined([odd, nowhere, good], tiny_encoder)
+    assert [said.partition(":")[0] for said in rows["unread"].tolist()] == ["cannot be read"] * 2 + [""]
+    assert "no such bucket" in rows["unread"][1]
+
+
+def other_weights(tiny_encoder: EncoderSpec, folder: Path) -> EncoderSpec:
+    tensors = load_file(tiny_encoder.pretrained)
+    save_file(
+        {name: 2 * t if name == "visual.proj" else t for name, t in tensors.items()}, folder / "w.safetensors"
+    )
+    return replace(tiny_encoder, pretrained=str(folder / "w.safetensors"))
+
+
+def test_a_node_with_other_weights_adds_nothing_and_is_named(
+    tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank, ray_local: None
+) -> None:
+    gaps = [gap(draw(tmp_path / "a.png", 0))]
+    spec = other_weights(tiny_encoder, tmp_path)
+    with pytest.raises(IntegrityError, match=r"on the node .*w\.safetensors is another encoder") as error:
+        extract(gaps, spec, bank, Pool(1, 1, 0), "r", lambda a, b: None)
+    assert type(error.value) is IntegrityError
+    assert list(bank.store.list()) == []
+
+
+def test_an_encoder_that_cannot_be_loaded_says_so_itself(
+    tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank
+) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    spec = replace(tiny_encoder, pretrained=str(tmp_path / "w.safetensors"))
+    actor = EncodeViews(spec, bank, "r", threads=1)
+    row = json.loads(actor(joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
+    with pytest.raises(InputError) as error:
+        module._raise_stated(row)
+    assert error.value.heading == "The encoder cannot be loaded"
+    assert str(tmp_path / "w.safetensors") in error.value.problems[0]
+
+
+def test_a_bank_that_cannot_be_written_says_so_itself(
+    tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Part:
+        raise LadaError("/features cannot be written: No space left on device")
+
+    monkeypatch.setattr(FeatureBank, "write", full)
+    actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
+    row = json.loads(actor(joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
+    with pytest.raises(LadaError, match=r"^/features cannot be written: No space left on device$"):
+        module._raise_stated(row)
+
+
+def test_the_encoder_is_on_the_device_that_was_given(
+    tiny_encoder: EncoderSpec, bank: FeatureBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encoder = load_encoder(tiny_encoder, "cpu")
+    monkeypatch.setattr(module, "load_encoder", lambda spec, device: asked.append(device) or encoder)
+    EncodeViews(tiny_encoder, bank, "r", 1)
+    EncodeViews(tiny_encoder, bank, "r", 1, "cuda")
+    assert asked == ["cpu", "cuda"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_manifest_is_written_now_and_then_and_at_the_end(
+    tiny_encoder: EncoderSpec, bank: FeatureBank, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def pipeline(*_: object) -> Iterator[dict[str, object]]:
+        for i in range(20):
+            now[0] += 0.1
+            part = bank.write([f"{i}"], ["test"], np.full((1, 32), i, np.float32), "r")
+            yield {"part": asdict(part), "bad": {}, "unread": {}, "seconds": {}, "images": 1}
+        if broken:
+            raise KeyboardInterrupt
+
+    written: list[int] = []
+    enter = PartTable.enter
+    monkeypatch.setattr(
+        PartTable, "enter", lambda self, parts: (written.append(len(parts)), enter(self, parts))[1]
+    )
+    monkeypatch.setattr(module, "_pipeline", pipeline)
+    gaps = [Gap("/x", "x", VIEWS)]
+    if broken:
+        with pytest.raises(KeyboardInterrupt):
+            extract(gaps, tiny_encoder, bank, Pool(1, 1, 0), "r", lambda a, b: None)
+    else:
+        extract(gaps, tiny_encoder, bank, Pool(1, 1, 0), "r", lambda a, b: None)
+    assert len(written) <= 4
+    assert sum(written) == bank.size().views == 20

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pytest
+
+from lada_ray import views
 from lada_ray.domains import Sample
+from lada_ray.errors import InputError, LadaError
 from lada_ray.features import index as module
 from lada_ray.features.index import FileIndex, fill_index, hash_files
+from lada_ray.features.parts import PartTable
 from lada_ray.store import open_store
 
 
@@ -90,3 +97,58 @@ def test_verdicts_on_bytes_are_kept(tmp_path: Path) -> None:
     index.add_bad({"sha1": "truncated"}, "r")
     index.add_bad({"sha2": "not an image"}, "r")
     assert index.bad() == {"sha1": "truncated", "sha2": "not an image"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("PILLOW", "99.0"), ("MAX_PIXELS", 10**9)])
+def test_a_verdict_holds_for_the_pillow_and_the_limits_that_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    index = FileIndex(open_store(tmp_path))
+    index.add_bad({"sha1": "truncated"}, "r")
+    monkeypatch.setattr(views, name, value)
+    assert index.bad() == {}
+    index.add_bad({"sha1": "still truncated"}, "r")
+    assert index.bad() == {"sha1": "still truncated"}
+
+
+def test_verdicts_without_a_judge_are_asked_again(tmp_path: Path) -> None:
+    """As an older version wrote them."""
+    index = FileIndex(open_store(tmp_path))
+    old = PartTable(
+        open_store(tmp_path).child("bad"), pa.schema([("sha256", pa.string()), ("reason", pa.string())])
+    )
+    old.enter([old.write(pa.table({"sha256": ["sha1"], "reason": ["truncated"]}), "r")])
+    index.add_bad({"sha2": "not an image"}, "r")
+    assert index.bad() == {"sha2": "not an image"}
+
+
+def test_an_object_that_storage_does_not_give_costs_that_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(uri: str) -> bytes:
+        raise LadaError("s3://b/x cannot be read. The credentials must allow get there")
+
+    monkeypatch.setattr(module, "read_image", denied)
+    reason = "cannot be read: s3://b/x cannot be read. The credentials must allow get there"
+    assert hash_files(["s3://b/x"]) == [(None, reason)]
+
+
+def refuse(uris: list[str]) -> None:
+    raise InputError(["one", "two"], "Refused")
+
+
+def crash(uris: list[str]) -> None:
+    raise RuntimeError("out of luck")
+
+
+@pytest.mark.parametrize(
+    ("task", "said"), [(refuse, "Refused:\n  - one\n  - two"), (crash, "a Ray task failed")]
+)
+def test_what_fails_a_task_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None, task: Callable[..., None], said: str
+) -> None:
+    monkeypatch.setattr(module, "hash_files", task)
+    with pytest.raises(LadaError) as error:
+        fill(FileIndex(open_store(tmp_path / "features")), write(tmp_path, a="one"))
+    assert str(error.value).startswith(said)
+    assert type(error.value) is (InputError if task is refuse else LadaError)

@@ -174,8 +174,11 @@ def test_what_is_removed_for_good_may_be_added_again_after_a_kill(tmp_path: Path
     table.rewrite([part], rows(), readable=False)  # and killed before sweeping
     assert values(table) == []
     assert table.adopt() == 0
-    assert add(table, "a", 1) == part
+    again = add(table, "a", 1)
+    assert again.name != part.name  # whose file is about to go
     assert values(table) == [1]
+    assert table.sweep(0) == 1
+    assert (values(table), table.added_by("a"), files(table)) == ([1], 1, {again.name})
 
 
 def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
@@ -235,3 +238,39 @@ def test_the_manifest_is_a_small_json_file(tmp_path: Path) -> None:
     assert parts.Manifest.from_bytes(manifest.to_bytes()) == manifest
     assert (tmp_path / MANIFEST).read_bytes() == manifest.to_bytes()
     assert 0 < manifest.retired[part.name] <= time.time()
+
+
+def test_a_merge_leaves_alone_what_another_job_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MERGE_ABOVE", 1)
+    table = table_at(tmp_path)
+    old = [add(table, "a", 1), add(table, "a", 2)]
+    read = PartTable.read
+
+    def later(self: PartTable, name: str, columns: list[str]) -> pa.Table:
+        monkeypatch.setattr(PartTable, "read", read)
+        table.rewrite(old, rows(1, 2))
+        table.sweep(0)
+        return read(self, name, columns)
+
+    monkeypatch.setattr(PartTable, "read", later)
+    table.merge()
+    assert (values(table), table.added_by("a")) == ([1, 2], 2)
+
+
+def test_removed_parts_stay_for_minutes_not_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_at(tmp_path)
+    removed, merged = add(table, "a", 1), add(table, "a", 2)
+    assert table.rewrite([removed], rows(), readable=False)
+    assert table.rewrite([merged], rows(2))
+    assert not table.rewrite([merged], rows(2))
+    assert table.sweep() == 0
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 20 * 60)
+    assert table.sweep() == 1
+    assert {removed.name, merged.name} & files(table) == {merged.name}
+
+
+def test_a_column_that_an_older_version_did_not_write_is_null(tmp_path: Path) -> None:
+    part = add(table_at(tmp_path), "a", 1)
+    newer = PartTable(open_store(tmp_path), SCHEMA.append(pa.field("extra", pa.string())))
+    assert newer.read(part.name, ["extra", "value"]).to_pydict() == {"extra": [None], "value": [1]}

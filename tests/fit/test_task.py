@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from lada_ray.errors import IntegrityError
+from lada_ray.features.bank import FeatureBank
 from lada_ray.fit import task as module
 from lada_ray.fit.classes import MemoryInit, Mixtures, read_memory, read_mixtures
 from lada_ray.fit.task import (
     Fitted,
     TaskPlan,
+    Team,
     TrainResources,
     checkpoint_key,
     extend,
@@ -21,7 +25,7 @@ from lada_ray.fit.task import (
 )
 from lada_ray.method.learner import Learnt, Seen
 from lada_ray.model import cached_pack
-from lada_ray.store import join
+from lada_ray.store import join, open_store
 
 if TYPE_CHECKING:
     from conftest import TinyWorld
@@ -42,20 +46,22 @@ class MemoryLedger:
         self.width, self.checkpoints = width, 0
         self.kill_at_checkpoint = self.kill_at_commit = -1
 
-    def learnt(self) -> int:
-        return len(self.fitted)
+    def packs(self) -> tuple[str, ...]:
+        return tuple(f"pack {i}" for i in range(len(self.fitted)))
 
-    def seen(self) -> Seen:
+    def seen(self, packs: tuple[str, ...]) -> Seen:
         seen = Seen.nothing(self.width)
-        for f in self.fitted:
+        for f in self.fitted[: len(packs)]:
             seen = extend(seen, f.learnt, f.init, f.mixtures)
         return seen
 
-    def commit(self, task: TaskPlan, fitted: Fitted) -> None:
+    def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
         assert task.position == len(self.fitted)
+        assert parent == (self.packs()[-1] if self.fitted else None)
         self.fitted.append(fitted)
         if len(self.fitted) == self.kill_at_commit:
             raise KilledError
+        return self.packs()[-1]
 
     def save_checkpoint(self, data: bytes) -> None:
         self.checkpoint, self.checkpoints = data, self.checkpoints + 1
@@ -104,7 +110,7 @@ def test_killed_after_a_checkpoint_it_goes_on_bit_by_bit(
     ledger.kill_at_checkpoint = checkpoint
     with pytest.raises(KilledError):
         learn_remaining(tiny_world.plan(), ledger, "cpu")
-    assert ledger.learnt() == (1 if checkpoint > 12 else 0)
+    assert len(ledger.packs()) == (1 if checkpoint > 12 else 0)
     learn_remaining(tiny_world.plan(), ledger, "cpu")
     assert [same(a, b) for a, b in zip(ledger.fitted, undisturbed, strict=True)] == [True, True]
     assert ledger.checkpoints == STEPS  # no step was made twice
@@ -155,6 +161,28 @@ def test_nothing_is_trained_without_tuner_and_memory(tiny_world: TinyWorld) -> N
     pets = ledger.fitted[0]
     assert (pets.losses, ledger.checkpoints) == ([], 0)
     assert np.array_equal(pets.learnt.memory, pets.init.memory)
+
+
+def test_another_encoder_than_the_features_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    bank = FeatureBank(open_store(tmp_path), "0" * 16, 32)
+    with pytest.raises(IntegrityError):
+        learn_remaining(replace(tiny_world.plan(), bank=bank), MemoryLedger(32), "cpu")
+
+
+def test_workers_agree_on_what_the_first_one_read(tiny_world: TinyWorld, undisturbed: list[Fitted]) -> None:
+    ledger = MemoryLedger(32)
+    ledger.fitted = undisturbed[:1]
+    asked: list[object] = []
+
+    def agree(value: object) -> object:
+        asked.append(value)
+        return () if isinstance(value, tuple) else None  # the first worker read before the commit
+
+    late = MemoryLedger(32)
+    late.fitted = list(ledger.fitted)
+    with pytest.raises(AssertionError):  # it learns the first task again, and its commit is the second
+        learn_remaining(tiny_world.plan(), late, "cpu", Team(agree=agree))
+    assert asked == [("pack 0",), None]
 
 
 def test_extend_appends_classes_and_pads_memory() -> None:

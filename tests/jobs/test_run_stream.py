@@ -69,13 +69,13 @@ def finished(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The job as a process, with a real training worker, while a second start finds it running: storage, output."""
     storage = tmp_path_factory.mktemp("finished")
     arguments = ["--config", str(tiny_yaml), "--storage", str(storage)]
-    first = Job("run_stream.py", arguments, storage / "first.log")
-    assert first.wait_for(lambda: (storage / "tiny" / "lease.json").exists(), 120), first.output()
-    second = Job("run_stream.py", arguments, storage / "second.log")
-    assert second.wait(200) == 75, second.output()
-    assert "is alive" in second.output()
-    assert first.wait(200) == 0, first.output()
-    return storage, first.output()
+    with Job("run_stream.py", arguments, storage / "first.log") as first:
+        assert first.wait_for(lambda: (storage / "tiny" / "lease.json").exists(), 120), first.output()
+        with Job("run_stream.py", arguments, storage / "second.log") as second:
+            assert second.wait(200) == 75, second.output()
+            assert "is alive" in second.output()
+        assert first.wait(200) == 0, first.output()
+        return storage, first.output()
 
 
 def test_everything_is_left_behind(finished: tuple[Path, str]) -> None:
@@ -131,13 +131,13 @@ def test_killed_and_started_again_is_the_same(
     finished: tuple[Path, str], tiny_yaml: Path, tmp_path: Path
 ) -> None:
     arguments = ["--config", str(tiny_yaml), "--storage", str(tmp_path), "--method.epochs", "3"]
-    job = Job("run_stream.py", arguments, tmp_path / "log")
-    assert job.wait_for(lambda: list((tmp_path / "tiny" / "model" / "packs").glob("*/pack.json")), 120), (
-        job.output()
-    )
-    job.kill()
-    again = Job("run_stream.py", arguments, tmp_path / "log")
-    assert again.wait(200) == 0, again.output()
+    packs = tmp_path / "tiny" / "model" / "packs"
+    with Job("run_stream.py", arguments, tmp_path / "log") as job:
+        assert job.wait_for(lambda: list(packs.glob("*/pack.json")), 120), job.output()
+        assert job.process.poll() is None
+        job.kill()
+    with Job("run_stream.py", arguments, tmp_path / "log") as again:
+        assert again.wait(200) == 0, again.output()
     for name in ("accuracy_matrix.csv", "metrics.json", "bad_images.csv"):
         assert (tmp_path / "tiny" / name).read_bytes() == (finished[0] / "tiny" / name).read_bytes()
     assert _packs(tmp_path / "tiny") == _packs(finished[0] / "tiny")
