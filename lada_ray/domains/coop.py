@@ -43,7 +43,7 @@ LAYOUT = "split_zhou_*.json beside the image folder, as in CoOp's DATASETS.md"
 
 
 class CoopSpec(DomainSpec):
-    """A dataset in CoOp's layout: images and a split_zhou_*.json.
+    """A dataset in CoOp's layout: images, and a JSON file that splits them.
 
     As in CoOp, RAIL and LADA, shots come from its "train" part, and "val" is not used.
     """

@@ -25,7 +25,7 @@ LAYOUT = (
 
 
 class MnistSpec(DomainSpec):
-    """MNIST's four IDX files, plain or gzipped.
+    """MNIST's four IDX files, plain or gzipped, prompted as "a photo of a number" unless prompt says otherwise.
 
     Prompts are those of RAIL and LADA: 'a photo of a number: "0 - zero".'. For relatives such as Fashion-MNIST set
     prompt, and class_names by label: {"0": T-shirt, ...}.

@@ -27,8 +27,15 @@ def read_row(store: Store, key: str, column: str, row: int) -> bytes:
         row: counted from 0 over all row groups.
 
     Raises:
-        OSError: no such file, column, row, or no bytes there.
+        OSError: no such file, column, row, no bytes there, or the file is damaged.
     """
+    try:
+        return _read_row(store, key, column, row)
+    except ValueError as error:  # pyarrow's ArrowInvalid
+        raise OSError(f"{join(store.uri, key)}: {error}") from None
+
+
+def _read_row(store: Store, key: str, column: str, row: int) -> bytes:
     version, where = store.stat(key).version, f"{join(store.uri, key)}#row={row}"
     _, starts = _footer(store.uri, key, version)
     if row >= starts[-1]:

@@ -107,6 +107,13 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert read_bytes(sample.uri) == picture("d", 0)
 
 
+def test_a_file_that_was_damaged_after_it_was_listed(tmp_path: Path) -> None:
+    sample = load(write(tmp_path, HUB)).test[0]
+    write(tmp_path, {"data/test-00000-of-00001.parquet": HUB["data/test-00000-of-00001.parquet"][:-50]})
+    with pytest.raises(OSError, match=r"test-00000-of-00001.parquet: .*[Pp]arquet"):
+        read_bytes(sample.uri)
+
+
 def test_a_split_column(tmp_path: Path) -> None:
     splits = ["fit", "fit", "check", "other", "check", "fit"]
     images = [picture("x", i) for i in range(6)]
