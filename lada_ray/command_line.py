@@ -6,7 +6,6 @@ import argparse
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
@@ -16,16 +15,14 @@ from pydantic.fields import FieldInfo
 from lada_ray.config import (
     HEADING,
     StreamConfig,
+    combined,
     config_path,
     find_problems,
     known_keys,
-    merged,
     nearest_key,
     nested,
-    read_yaml,
     section_model,
     shortened,
-    with_paths,
 )
 from lada_ray.domains import KINDS
 from lada_ray.domains.base import STRICT
@@ -70,10 +67,7 @@ def parse_command_line(
     given, problems = _given(parser, argv, flags.model_fields, known_keys(StreamConfig))
     own = {key: given.pop(key) for key in flags.model_fields if key in given}
     problems += find_problems(own, flags)
-    raw = with_paths(nested(given), Path.cwd())
-    if isinstance(own.get("config"), str):
-        file = config_path(own["config"])
-        raw = merged(with_paths(read_yaml(file), file.parent), raw)
+    raw = combined(nested(given), config_path(own["config"]) if isinstance(own.get("config"), str) else None)
     problems += find_problems(raw)
     if problems:
         raise ConfigError(problems, HEADING)

@@ -20,8 +20,8 @@ from pydantic_core import ErrorDetails
 
 from lada_ray.domains import KINDS, AnyDomain, DomainSpec
 from lada_ray.domains.base import STRICT, Name, absolute, check_prompt, did_you_mean
-from lada_ray.errors import ConfigError
-from lada_ray.store import is_remote
+from lada_ray.errors import ConfigError, LadaError
+from lada_ray.store import is_remote, join
 
 HEADING = "The configuration is not valid"
 BLANK = "***"
@@ -166,6 +166,8 @@ class StreamConfig(BaseModel):
     """Where runs and the feature bank are kept: a folder, shared between nodes, or s3://… or gs://…"""
     seed: int = Field(default=0, ge=0)
     """Decides shots, initial weights, batches, views and noise."""
+    data: str | None = None
+    """Folder, or s3://… or gs://…, from which relative roots of domains count (null: the YAML's folder)."""
     encoder: EncoderConfig
     """The frozen CLIP."""
     domains: tuple[AnyDomain, ...]
@@ -191,6 +193,20 @@ class StreamConfig(BaseModel):
             return raw
         sections = {name for name, field in cls.model_fields.items() if section_model(field.annotation)}
         return {key: value for key, value in raw.items() if value is not None or key not in sections}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _roots_in_data(cls, raw: Any) -> Any:
+        """Let relative roots count from `data`; from_yaml left them relative for it."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("data"), str):
+            return raw
+        data = _based(raw["data"], Path.cwd())
+        return {**raw, "data": data, "domains": _roots(raw.get("domains"), data)}
+
+    @field_validator("data")
+    @classmethod
+    def _absolute_data(cls, data: str | None) -> str | None:
+        return None if data is None else absolute(data)
 
     @field_validator("name")
     @classmethod
@@ -227,8 +243,8 @@ class StreamConfig(BaseModel):
         """Read a configuration.
 
         Args:
-            path: YAML file, or the bare name of a shipped one ("demo"). Relative roots and weights in it
-                count from its folder.
+            path: YAML file, or the bare name of a shipped one ("demo"). Relative paths in it count from its
+                folder, but for relative roots where `data` says from where they count.
             overrides: values that go first, by dotted key, {"method.beta": 2.0}. Relative paths in them
                 count from the current directory.
 
@@ -236,9 +252,7 @@ class StreamConfig(BaseModel):
             ConfigError: with every problem: unknown keys and the nearest known one, wrong types and values.
         """
         file = config_path(path)
-        raw = merged(
-            with_paths(read_yaml(file), file.parent), with_paths(nested(overrides or {}), Path.cwd())
-        )
+        raw = combined(nested(overrides or {}), file)
         problems = find_problems(raw)
         if problems:
             raise ConfigError(problems, f"{HEADING} ({file})")
@@ -366,19 +380,44 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def with_paths(raw: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """A copy of raw configuration with the relative paths of roots, weights and architecture made absolute.
+def combined(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """What is given merged over what a YAML file says, unchecked, relative paths made absolute.
+
+    Args:
+        given: of the command line or a program; its paths count from the current directory.
+        file: the YAML, from whose folder its paths count; None: there is none.
+
+    Raises:
+        ConfigError: the file is no YAML.
+    """
+    below = read_yaml(file) if file else {}
+    # Roots stay relative where `data` holds, on whichever side it stands: they are joined when it is known.
+    in_data = given.get("data", below.get("data")) is not None
+    under = with_paths(below, file.parent, in_data) if file else {}
+    return merged(under, with_paths(given, Path.cwd(), in_data))
+
+
+def with_paths(raw: Mapping[str, Any], base: Path, in_data: bool = False) -> dict[str, Any]:
+    """A copy of raw configuration with the relative paths of data, roots, weights and architecture made absolute.
 
     Args:
         raw: as read, unchecked.
         base: folder from which they count.
+        in_data: leave roots as they are, because they count from `data`.
     """
     result = dict(raw)
+    if "data" in raw:
+        result["data"] = _based(raw["data"], base)
     if isinstance(raw.get("encoder"), dict):
         result["encoder"] = _encoder_paths(raw["encoder"], base)
-    if isinstance(raw.get("domains"), list | tuple):
-        result["domains"] = [_domain_paths(domain, base) for domain in raw["domains"]]
+    if not in_data:
+        result |= {"domains": _roots(raw["domains"], str(base))} if "domains" in raw else {}
     return result
+
+
+def _roots(domains: Any, base: str) -> Any:
+    """Domains with their relative roots counted from a folder or a prefix in an object store."""
+    return [_domain_paths(d, base) for d in domains] if isinstance(domains, list | tuple) else domains
 
 
 def _encoder_paths(encoder: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -396,7 +435,7 @@ def _is_file_name(pretrained: str, base: Path) -> bool:
     return "/" in pretrained or pretrained.endswith(WEIGHT_SUFFIXES) or (base / pretrained).is_file()
 
 
-def _domain_paths(domain: Any, base: Path) -> Any:
+def _domain_paths(domain: Any, base: str) -> Any:
     if isinstance(domain, DomainSpec):
         return domain  # made in Python: its paths are absolute already
     if not isinstance(domain, dict):
@@ -405,10 +444,14 @@ def _domain_paths(domain: Any, base: Path) -> Any:
     return {key: _based(value, base) if key in spec.path_fields else value for key, value in domain.items()}
 
 
-def _based(value: Any, base: Path) -> Any:
+def _based(value: Any, base: str | Path) -> Any:
+    if not isinstance(value, str):
+        return value
     try:
-        return absolute(value, base) if isinstance(value, str) else value
-    except ValueError:
+        if isinstance(base, str) and is_relative(value) and is_remote(base):
+            return join(base, *os.path.normpath(value).split("/"))
+        return absolute(value, base)
+    except (ValueError, LadaError):
         return value  # is refused when it is checked, with its key
 
 

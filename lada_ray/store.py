@@ -18,6 +18,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -118,6 +119,10 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool:
         """Tell whether there is such an object (a folder is none)."""
+        ...
+
+    def stat(self, key: str) -> Entry:
+        """Describe one object (FileNotFoundError when there is none), as `list` would."""
         ...
 
     def delete(self, key: str) -> None:
@@ -277,6 +282,15 @@ class LocalStore:
         path = self._path(key)
         with _explained(path, "looked up"):
             return os.path.isfile(path)
+
+    def stat(self, key: str) -> Entry:
+        """See `Store.stat`."""
+        path = self._path(key)
+        with _explained(path, "looked up"):
+            status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_found(path)
+        return Entry(key, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
@@ -540,7 +554,7 @@ class ObjectStore:
             # object.
             if size == 0 and (key == prefix or not self.exists(key)):
                 continue
-            yield Entry(key, size, meta["e_tag"] or str(meta["version"]), meta["last_modified"].timestamp())
+            yield _object_entry(key, meta)
 
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
@@ -549,6 +563,10 @@ class ObjectStore:
         except FileNotFoundError:
             return False
         return True
+
+    def stat(self, key: str) -> Entry:
+        """See `Store.stat`."""
+        return _object_entry(key, self._head(key))
 
     def _head(self, key: str) -> Any:
         import obstore
@@ -571,6 +589,10 @@ class ObjectStore:
     def child(self, prefix: str) -> ObjectStore:
         """See `Store.child`."""
         return ObjectStore(join(self.uri, prefix))
+
+
+def _object_entry(key: str, meta: Any) -> Entry:
+    return Entry(key, meta["size"], meta["e_tag"] or str(meta["version"]), meta["last_modified"].timestamp())
 
 
 class _RangeReader(io.RawIOBase):

@@ -108,6 +108,44 @@ def test_domains_can_be_made_in_python(small: Path, tmp_path: Path) -> None:
     assert StreamConfig.from_yaml(small, {"domains": [spec]}).domains == (spec,)
 
 
+DATA = """
+name: a
+data: sets
+encoder: {model: demo-clip, pretrained: demo}
+domains: [{name: cats, kind: folder, root: cats}, {name: m, kind: manifest, file: m.csv, root: /images}]
+"""
+
+
+def roots(config: StreamConfig) -> tuple[str, str, str]:
+    cats, table = (domain.model_dump() for domain in config.domains)
+    return cats["root"], table["file"], table["root"]
+
+
+def test_relative_roots_count_from_data(
+    write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(DATA)
+    base = file.parent
+    assert roots(StreamConfig.from_yaml(file)) == (f"{base}/sets/cats", f"{base}/sets/m.csv", "/images")
+    monkeypatch.chdir("/usr")  # what is given here counts from here
+    assert roots(StreamConfig.from_yaml(file, {"data": "x"})) == ("/usr/x/cats", "/usr/x/m.csv", "/images")
+    remote = StreamConfig.from_yaml(file, {"data": "s3://bucket/some sets"})
+    assert roots(remote) == ("s3://bucket/some sets/cats", "s3://bucket/some sets/m.csv", "/images")
+    assert roots(StreamConfig.from_yaml(file, {"data": None}))[0] == f"{base}/cats"
+    without = write(DATA.replace("data: sets", ""))
+    assert roots(StreamConfig.from_yaml(without, {"data": "/d"}))[0] == "/d/cats"
+    with pytest.raises(ConfigError, match="data: Storage at hdfs://x: hdfs:// is not supported"):
+        StreamConfig.from_yaml(file, {"data": "hdfs://x"})
+
+
+def test_data_holds_for_configurations_made_in_python_and_round_trips(tmp_path: Path) -> None:
+    values = yaml.safe_load(DATA)
+    config = StreamConfig(**{**values, "data": "/sets"})
+    assert roots(config) == ("/sets/cats", "/sets/m.csv", "/images")
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert StreamConfig.from_yaml(tmp_path / "again.yaml") == config
+
+
 def test_empty_sections_are_their_defaults(write: Callable[[str], Path]) -> None:
     assert StreamConfig.from_yaml(write(SMALL + "method:\ntracking:\n")).method.epochs == 30
 
@@ -236,6 +274,7 @@ def test_in_submitted_job() -> None:
 
 
 def test_every_problem_is_listed_with_its_key(write: Callable[[str], Path]) -> None:
+    kinds = "aircraft, coop, demo, folder, manifest, mnist, parquet"
     file = write("""
 name: a/b
 encoder: {model: demo-clip, prompt: nothing}
@@ -254,10 +293,10 @@ max_bad_share: 1.5
     assert problems(file, {"resources.encodrs": 1, "method.alpha": float("inf")}) == [
         "name: must start with a letter or digit and go on with letters, digits, _ . - (got 'a/b')",
         "encoder.prompt: must contain {} where the class name goes",
-        "domains.0.kind: unknown kind 'foldr'; did you mean folder? (one of demo, folder)",
+        f"domains.0.kind: unknown kind 'foldr'; did you mean folder? (one of {kinds})",
         "domains.1.root: missing",
         "domains.1.rot: unknown key; did you mean domains.1.root?",
-        "domains.2.kind: missing; one of demo, folder",
+        f"domains.2.kind: missing; one of {kinds}",
         "domains.3: must be a section with keys (got 3)",
         "domains.4.class_names.1: must be text, in the YAML perhaps in quotes (got True)",
         "domains.4.epochs: must be greater than or equal to 1 (got 0)",

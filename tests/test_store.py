@@ -147,6 +147,14 @@ def test_entry_version_changes_with_the_object(store: Store) -> None:
     assert next(store.list()).version != before[0].version
 
 
+def test_stat_is_the_entry_of_a_listing(store: Store) -> None:
+    store.write("a/b #1", b"data")
+    assert [store.stat("a/b #1")] == list(store.list())
+    for absent in ("a", "c"):
+        with pytest.raises(FileNotFoundError):
+            store.stat(absent)
+
+
 def test_child_is_a_folder_of_the_store(store: Store) -> None:
     child = store.child("model").child("packs/a")
     child.write("x", b"1")

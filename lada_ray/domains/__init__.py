@@ -9,13 +9,21 @@ from typing import Annotated, get_args
 
 from pydantic import Discriminator
 
+from lada_ray.domains.aircraft import AircraftSpec
 from lada_ray.domains.base import Domain, DomainSpec, Sample, read_bytes
 from lada_ray.domains.check import load_domains, overlaps, problems, shared_class_names
+from lada_ray.domains.coop import CoopSpec
 from lada_ray.domains.demo import DemoSpec
 from lada_ray.domains.fewshot import choose
 from lada_ray.domains.folder import FolderSpec
+from lada_ray.domains.manifest import ManifestSpec
+from lada_ray.domains.mnist import MnistSpec
+from lada_ray.domains.parquet import ParquetSpec
 
-AnyDomain = Annotated[FolderSpec | DemoSpec, Discriminator("kind")]
+AnyDomain = Annotated[
+    FolderSpec | CoopSpec | AircraftSpec | MnistSpec | ParquetSpec | ManifestSpec | DemoSpec,
+    Discriminator("kind"),
+]
 """The specification of a domain of any kind, told apart by its `kind`."""
 
 KINDS: dict[str, type[DomainSpec]] = {
@@ -25,11 +33,16 @@ KINDS: dict[str, type[DomainSpec]] = {
 
 __all__ = [
     "KINDS",
+    "AircraftSpec",
     "AnyDomain",
+    "CoopSpec",
     "DemoSpec",
     "Domain",
     "DomainSpec",
     "FolderSpec",
+    "ManifestSpec",
+    "MnistSpec",
+    "ParquetSpec",
     "Sample",
     "choose",
     "load_domains",

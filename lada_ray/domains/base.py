@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from lada_ray.domains.parts import split_part
 from lada_ray.errors import LadaError
 from lada_ray.store import Store, is_remote, open_store
 
@@ -74,7 +75,7 @@ class Sample:
     Attributes:
         uri: where its bytes are, as `read_bytes` takes it.
         path: relative to the domain's root, "/" separated. It identifies the image within its domain on every
-            machine, and may name a part of a file ("file.parquet#row=12").
+            machine, and may name a part of a file ("file.parquet#row=000012").
         label: index into the domain's `class_names`.
         size: bytes of the object it is read from.
         version: the object's etag or modification time; when it changes, the image is read again.
@@ -185,17 +186,34 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def read_bytes(uri: str) -> bytes:
     """Read the bytes of one image, from a local path, a file:// URI or an object store.
 
-    Every place that needs an image's bytes comes through here. A kind whose images are parts of larger files
-    only has to be taught here how to read a `Sample.uri` such as "s3://data/file.parquet#row=12".
+    Every place that needs an image's bytes comes through here. An image may be a part of a larger file, as
+    `parts.split_part` knows them: "s3://data/train.parquet#column=image&row=12".
 
     Raises:
         FileNotFoundError: nothing is there (any more).
+        OSError: the file has no such part, or is damaged.
     """
+    file, part = split_part(uri)
+    if part is not None:
+        return part.read(*file_store(file))
     if not is_remote(uri):
         return Path(open_store(uri).uri).read_bytes()
-    scheme, _, path = uri.partition("://")
+    store, key = file_store(uri)
+    return store.read(key)
+
+
+def file_store(file: str) -> tuple[Store, str]:
+    """The store that a file lies in, kept per process, and its key there.
+
+    Args:
+        file: a local path, file:// URI or the URI of an object.
+    """
+    if not is_remote(file):
+        folder, name = os.path.split(open_store(file).uri)
+        return open_store(folder), name
+    scheme, _, path = file.partition("://")
     bucket, _, key = path.partition("/")
-    return _object_store(f"{scheme}://{bucket}", os.environ.get("AWS_ENDPOINT_URL")).read(key)
+    return _object_store(f"{scheme}://{bucket}", os.environ.get("AWS_ENDPOINT_URL")), key
 
 
 @lru_cache(maxsize=16)

@@ -31,7 +31,7 @@ class FolderSpec(DomainSpec):
     kind: Literal["folder"] = "folder"
     """folder"""
     root: Location
-    """Folder, or s3:// or gs:// prefix, with the images; a relative one counts from the YAML's folder."""
+    """Folder, or s3:// or gs:// prefix, with the images; a relative one counts from data or the YAML's folder."""
     test_share: float = Field(default=0.2, gt=0, lt=1)
     """With one <class>/* level: share of the images that is held out for testing."""
     split_seed: int = 0

@@ -288,8 +288,10 @@ def _pipeline(
     import ray
 
     quiet_ray_data()
+    # By URI, so that parts of one file are read together.
+    ordered = sorted(gaps, key=lambda gap: gap.uri)
     table = pd.DataFrame(
-        [(g.uri, g.sha256, " ".join(g.views)) for g in gaps], columns=["uri", "sha256", "views"]
+        [(g.uri, g.sha256, " ".join(g.views)) for g in ordered], columns=["uri", "sha256", "views"]
     )
     blocks = max(1, -(-len(table) // READ_IMAGES))
     threads = int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2)

@@ -115,7 +115,8 @@ def fill_index(
     import ray
 
     known = index.known(samples)
-    new = [s for s in samples if s.uri not in known]
+    # In the order in which images lie in their files, where they are parts of larger ones: neighbours are read at once.
+    new = sorted((s for s in samples if s.uri not in known), key=lambda s: s.uri)
     chunks = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
     task = ray.remote(hash_files)
     pending = {task.remote([s.uri for s in chunk]): chunk for chunk in chunks}

@@ -75,5 +75,7 @@ def test_did_you_mean() -> None:
 
 
 def test_a_sample_can_be_a_part_of_a_file() -> None:
-    sample = Sample("s3://data/file.parquet#row=12", "file.parquet#row=12", 0, 10, "etag")
+    sample = Sample(
+        "s3://data/file.parquet#column=image&row=12", "file.parquet#column=image&row=12", 0, 10, "etag"
+    )
     assert pickle.loads(pickle.dumps(sample)) == sample
