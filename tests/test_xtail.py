@@ -140,7 +140,7 @@ def test_plan_names_everything_that_is_missing(
 
 def test_without_any_data_every_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        check_input(StreamConfig.from_yaml("xtail_full", {"data": str(tmp_path)}))
+        check_input(StreamConfig.from_yaml("xtail_full", {"data": str(tmp_path)}), Console(quiet=True))
     assert [problem.split("; ")[0] for problem in caught.value.problems] == [
         f"{name}: no folder {tmp_path}/{FOLDERS[name]}" for name in FULL
     ]
