@@ -41,6 +41,7 @@ class Console:
     _bars: dict[str, int] = field(default_factory=dict)
     _since: dict[str, float] = field(default_factory=dict)
     _printed: float = 0.0
+    _named: set[str] = field(default_factory=set)
 
     def say(self, message: str) -> None:
         """Print a line; above the progress bars, if there are any."""
@@ -68,7 +69,8 @@ class Console:
             self._stop_bars()
 
     def _name_stage(self, name: str) -> None:
-        if self._bar is None:
+        if self._bar is None and name not in self._named:
+            self._named.add(name)
             self.say(f"  {name} ...")
 
     def progress(self, what: str, done: int, total: int) -> None:

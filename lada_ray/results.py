@@ -233,7 +233,7 @@ def next_steps(config: StreamConfig, folder: str) -> list[tuple[str, str]]:
     """What to do with a finished run: (what it does, the exact command)."""
     python = shlex.quote(_near(sys.executable))
     job = _near(sys.argv[0]) if sys.argv[0].endswith("run_stream.py") else "jobs/run_stream.py"
-    code = f"import lada_ray; print(lada_ray.load({join(folder, 'model')!r}).predict('IMAGE'))"
+    code = f'import lada_ray; print(lada_ray.load({json.dumps(join(folder, "model"))}).predict("IMAGE"))'
     uri = config.without_password().tracking.uri or mlflow_uri(None, config.storage, os.environ)
     look = (
         f"{python} -m mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else uri
