@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -243,8 +242,3 @@ def fingerprint(spec: EncoderSpec, model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def quiet_open_clip() -> None:
-    """open_clip tells its whole loading story at level INFO and WARNING on the root logger; keep errors."""
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))
