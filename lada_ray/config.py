@@ -85,13 +85,19 @@ class EncoderConfig(BaseModel):
         return check_prompt(prompt)
 
 
+TRAINED = frozenset({"lada", "joint"})
+"""Kinds of learners that train on augmented views; the others solve a task in closed form, on the deterministic one."""
+
+
 class MethodConfig(BaseModel):
-    """LADA's settings, and its parts that can be switched off."""
+    """The learner, LADA's settings, and its parts that can be switched off."""
 
     model_config = STRICT
 
-    kind: Literal["lada"] = "lada"
-    """What learns."""
+    kind: Literal["lada", "joint", "zero_shot", "ncm", "rail_primal", "rail_dual"] = "lada"
+    """What learns: lada, or one to compare it with: joint (LADA on all domains at once, the upper bound), zero_shot
+    (nothing), ncm (nearest class mean), rail_primal, rail_dual (ridge regression). The other settings are those of
+    lada and joint; the rest have none."""
     alpha: float = Field(default=1.0, ge=0)
     """Weight of the memory logits beside the text logits (0: without memory)."""
     beta: float = Field(default=1.0, gt=0)
@@ -121,6 +127,16 @@ class MethodConfig(BaseModel):
     """AdamW's weight decay."""
     batch_size: int = Field(default=64, ge=1)
     """Images per training step, over all workers together."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains, on augmented views and with the text tower."""
+        return self.kind in TRAINED
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it decides what is learnt."""
+        return self.model_dump(mode="json") if self.trains else {"kind": self.kind}
 
 
 class ResourceConfig(BaseModel):
@@ -257,6 +273,11 @@ class StreamConfig(BaseModel):
         if problems:
             raise ConfigError(problems, f"{HEADING} ({file})")
         return cls.model_validate(raw)
+
+    @property
+    def training_views(self) -> int:
+        """Augmented views that the learner asks for."""
+        return self.views if self.method.trains else 0
 
     def to_yaml(self) -> str:
         """Write all that holds, with absolute paths; `from_yaml` of it gives an equal configuration."""

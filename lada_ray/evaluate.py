@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lada_ray.cluster import result
 from lada_ray.console import Console
+from lada_ray.errors import IntegrityError
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.text import read_text
-from lada_ray.model import Head, Prediction, cached_pack
-from lada_ray.pack import Label
+from lada_ray.head import Head, Prediction, make_head
+from lada_ray.model import cached_pack
+from lada_ray.pack import Label, TaskPack
 from lada_ray.store import Store
 from lada_ray.views import TEST_VIEW
 
 # A row is a matrix product: it finds room beside training on a small machine.
 TASK_CPUS = 0.5
 EXAMPLES_PER_DOMAIN = 4
+# In a run's folder: what was tested on, so that it can be told later without images or their listing.
+TEST_IMAGES = "test_images.parquet"
+TEST_COLUMNS = pa.schema(
+    [
+        ("domain", pa.dictionary(pa.int32(), pa.string())),
+        ("class", pa.dictionary(pa.int32(), pa.string())),
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+TEST_DOMAINS = b"domains"
 
 Floats = npt.NDArray[np.float32]
 
@@ -39,6 +55,8 @@ class TestSet:
     prompts: tuple[str, ...]
     shas: tuple[str, ...]
     labels: tuple[int, ...]
+    paths: tuple[str, ...] = ()
+    """Relative to the domain's root; () where they are not known."""
 
     def all_labels(self) -> list[Label]:
         """The domain's labels, in order."""
@@ -76,6 +94,55 @@ class Row:
         return {d: 100.0 * sum(hits) / sum(self.total[d]) for d, hits in self.correct.items()}
 
 
+def write_tests(store: Store, tests: Sequence[TestSet]) -> None:
+    """Keep the test sets in a run's folder: a row per image; names and prompts of all classes in the metadata."""
+    rows = [
+        {"domain": t.domain, "class": t.class_names[label], "path": path, "sha256": sha}
+        for t in tests
+        for sha, label, path in zip(t.shas, t.labels, t.paths or [None] * len(t.shas), strict=True)
+    ]
+    domains = [{"name": t.domain, "class_names": t.class_names, "prompts": t.prompts} for t in tests]
+    said = {TEST_DOMAINS: json.dumps(domains, ensure_ascii=False)}
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(rows, TEST_COLUMNS).replace_schema_metadata(said), sink, compression="zstd"
+    )
+    store.write(TEST_IMAGES, sink.getvalue())
+
+
+def read_tests(store: Store) -> tuple[TestSet, ...]:
+    """The test sets that `write_tests` kept in a run's folder, in order.
+
+    Raises:
+        FileNotFoundError: there are none; an earlier version did not keep them.
+        IntegrityError: the file is damaged.
+    """
+    data = store.read(TEST_IMAGES)
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        said = {domain["name"]: domain for domain in json.loads(table.schema.metadata[TEST_DOMAINS])}
+        rows: dict[str, list[Mapping[str, Any]]] = {name: [] for name in said}
+        for row in table.to_pylist():
+            rows[row["domain"]].append(row)
+        return tuple(_test_set(domain, rows[name]) for name, domain in said.items())
+    # Whatever Arrow, JSON or the content stumbles over means the same.
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{store.uri}/{TEST_IMAGES} is damaged: {error}") from error
+
+
+def _test_set(domain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> TestSet:
+    position = {name: i for i, name in enumerate(domain["class_names"])}
+    paths = tuple(row["path"] for row in rows)
+    return TestSet(
+        domain["name"],
+        tuple(domain["class_names"]),
+        tuple(domain["prompts"]),
+        tuple(row["sha256"] for row in rows),
+        tuple(position[row["class"]] for row in rows),
+        () if None in paths else paths,
+    )
+
+
 def load_tests(evaluation: Evaluation) -> list[Floats]:
     """Raw test features of every domain, each [n, d]; runs in a Ray task, once."""
     return [evaluation.bank.fetch(test.shas, [TEST_VIEW])[:, 0] for test in evaluation.tests]
@@ -90,8 +157,16 @@ def evaluate_row(evaluation: Evaluation, digests: Sequence[str], learnt: str, fe
         learnt: name of the row.
         features: from `load_tests`.
     """
+    packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
+    return score_packs(evaluation, packs, learnt, features)
+
+
+def score_packs(
+    evaluation: Evaluation, packs: Sequence[TaskPack], learnt: str, features: list[Floats]
+) -> Row:
+    """The same for packs in memory; other arguments as of `evaluate_row`."""
     correct, total = {}, {}
-    for test, predicted, truth in _predictions(evaluation, digests, features):
+    for test, predicted, truth in _predictions(evaluation, packs, features):
         labels = np.array(test.labels)
         hits = labels[predicted == truth]
         correct[test.domain] = np.bincount(hits, minlength=len(test.class_names)).tolist()
@@ -99,10 +174,9 @@ def evaluate_row(evaluation: Evaluation, digests: Sequence[str], learnt: str, fe
     return Row(learnt, correct, total)
 
 
-def _predictions(evaluation: Evaluation, digests: Sequence[str], features: list[Floats]) -> Any:
+def _predictions(evaluation: Evaluation, packs: Sequence[TaskPack], features: list[Floats]) -> Any:
     """For each domain (test set, predicted index, true index) among all labels, seen ones first."""
-    packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
-    head = Head(packs, evaluation.prediction, evaluation.bank.width)
+    head = make_head(packs, evaluation.prediction, evaluation.bank.width)
     labels, unseen = candidates(evaluation, head)
     index = {label: i for i, label in enumerate(labels)}
     for test, raw in zip(evaluation.tests, features, strict=True):
@@ -155,8 +229,8 @@ def predict_examples(
 
 def _labelled(evaluation: Evaluation, digests: Sequence[str], features: list[Floats]) -> list[list[Label]]:
     packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
-    labels, _ = candidates(evaluation, Head(packs, evaluation.prediction, evaluation.bank.width))
-    return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, digests, features)]
+    labels, _ = candidates(evaluation, make_head(packs, evaluation.prediction, evaluation.bank.width))
+    return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, packs, features)]
 
 
 class Evaluator:
@@ -166,10 +240,11 @@ class Evaluator:
         store: the run's folder.
         evaluation: the test sets of all domains.
         console: times the evaluation.
+        here: compute in this process, which is a Ray task itself.
     """
 
-    def __init__(self, store: Store, evaluation: Evaluation, console: Console) -> None:
-        self.store, self.evaluation, self.console = store, evaluation, console
+    def __init__(self, store: Store, evaluation: Evaluation, console: Console, here: bool = False) -> None:
+        self.store, self.evaluation, self.console, self.here = store, evaluation, console, here
 
     def load(self) -> None:
         """Have the test features loaded, and wait until they are.
@@ -184,28 +259,31 @@ class Evaluator:
     @cached_property
     def _features(self) -> Any:
         """Test features in the object store of the cluster: loaded by a task, once; the driver holds a reference."""
+        return self._start(load_tests, self.evaluation)
+
+    def _start(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result, or a reference to what a Ray task makes of it."""
         import ray
 
-        return ray.remote(num_cpus=TASK_CPUS)(load_tests).remote(self.evaluation)
+        return (
+            function(*arguments) if self.here else ray.remote(num_cpus=TASK_CPUS)(function).remote(*arguments)
+        )
+
+    def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with self.console.stage("evaluate"):
+            done = self._start(function, *arguments)
+            return done if self.here else result(done)
 
     def row(self, packs: Sequence[str], learnt: str) -> Row:
         """The row after these packs; computed once."""
-        import ray
-
         key = f"rows/{packs[-1] if packs else 'zero_shot'}-{self.evaluation.digest}.json"
         found = self.store.read_version(key)
         if found is not None:
             return Row(**json.loads(found[0]))
-        with self.console.stage("evaluate"):
-            task = ray.remote(num_cpus=TASK_CPUS)(evaluate_row)
-            row = result(task.remote(self.evaluation, packs, learnt, self._features))
+        row = self._compute(evaluate_row, self.evaluation, packs, learnt, self._features)
         self.store.write(key, json.dumps(asdict(row), indent=1, ensure_ascii=False).encode())
         return row
 
     def examples(self, packs: Sequence[str]) -> list[dict[str, Any]]:
         """A few test images of each domain and what they are taken for."""
-        import ray
-
-        with self.console.stage("evaluate"):
-            task = ray.remote(num_cpus=TASK_CPUS)(predict_examples)
-            return result(task.remote(self.evaluation, packs, self._features, EXAMPLES_PER_DOMAIN))
+        return self._compute(predict_examples, self.evaluation, packs, self._features, EXAMPLES_PER_DOMAIN)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lada_ray.domains.base import ALL_DOMAINS
 from lada_ray.errors import InputError
 
 FloatArray = NDArray[np.float64]
@@ -54,7 +55,8 @@ def stream_metrics(accuracy: pd.DataFrame | ArrayLike) -> StreamMetrics:
         accuracy: [J, K] accuracies in %: row j after learning the j-th domain, a column per domain in the
             order of learning. J = K for a finished stream; a stream under way may have fewer rows, and
             then Last, forgetting and backward transfer of the domains not learnt yet are undefined.
-            A DataFrame may name the domains in its index or in a column `learnt`. It is not changed.
+            A DataFrame may name the domains in its index or in a column `learnt`. It is not changed. The only
+            row of joint training is called "all domains": of it there is a Last, and nothing else.
 
     Returns:
         StreamMetrics, arrays of length K.
@@ -64,6 +66,9 @@ def stream_metrics(accuracy: pd.DataFrame | ArrayLike) -> StreamMetrics:
             different orders.
     """
     matrix = _as_matrix(accuracy)
+    if isinstance(accuracy, pd.DataFrame) and _learnt_at_once(accuracy):
+        undefined = np.full(matrix.shape[1], np.nan)
+        return StreamMetrics(undefined, undefined, matrix[0], undefined, undefined)
     return StreamMetrics(
         transfer=transfer(matrix),
         average=average(matrix),
@@ -71,6 +76,10 @@ def stream_metrics(accuracy: pd.DataFrame | ArrayLike) -> StreamMetrics:
         forgetting=forgetting(matrix),
         backward_transfer=backward_transfer(matrix),
     )
+
+
+def _learnt_at_once(accuracy: pd.DataFrame) -> bool:
+    return list(accuracy.get("learnt", accuracy.index)) == [ALL_DOMAINS]
 
 
 def transfer(matrix: FloatArray) -> FloatArray:
@@ -168,7 +177,7 @@ def _as_matrix(accuracy: pd.DataFrame | ArrayLike) -> FloatArray:
 
 
 def _order_problems(rows: list[object], columns: list[object]) -> list[str]:
-    if not all(isinstance(row, str) for row in rows) or len(rows) > len(columns):
+    if not all(isinstance(row, str) for row in rows) or len(rows) > len(columns) or rows == [ALL_DOMAINS]:
         return []
     return [
         f"row {position + 1} is {row!r}, but column {position + 1} is {column!r}: "

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-import torch.nn.functional as F
 
 from lada_ray.domains.base import read_bytes
 from lada_ray.encoder import Encoder, EncoderSpec, load_encoder
 from lada_ray.encoder.resolve import weights_file
 from lada_ray.errors import Conflict, InputError, IntegrityError, LostLease
-from lada_ray.method import fusion
-from lada_ray.method.memory import memory_logits
+from lada_ray.head import Prediction, make_head
 from lada_ray.pack import Label, TaskPack
 from lada_ray.store import Store, is_remote, join, open_store
 from lada_ray.views import TEST_VIEW, Pixels, decode, render
@@ -34,22 +31,10 @@ if TYPE_CHECKING:
 
 MODEL = "model.json"
 FORMAT = 1
-# Images whose logits exist at once when predicting: at 10 000 classes 160 MB.
-ROWS = 4096
 # Images whose pixels exist at once when predicting.
 IMAGES = 512
 UNREAD = "These images cannot be read"
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The parameters of the method that act when predicting."""
-
-    tau: float
-    alpha: float
-    beta: float
-    fusion: str
 
 
 @dataclass(frozen=True)
@@ -99,13 +84,13 @@ def read_model_file(store: Store) -> tuple[ModelFile, str] | None:
     return None if found is None else (ModelFile.from_bytes(found[0], f"{store.uri}/{MODEL}"), found[1])
 
 
-def commit(store: Store, pack: TaskPack, prompt: str, epoch: int) -> None:
+def commit(store: Store, pack: TaskPack, prompts: Mapping[str, str], epoch: int) -> None:
     """Append a pack to the model: write it under its digest, then replace model.json if it is still ours.
 
     Args:
         store: the model's folder.
         pack: its parent has to be the model's newest pack.
-        prompt: the template its text features were made with.
+        prompts: the template that each of its domains' text features were made with.
         epoch: of the writer.
 
     Raises:
@@ -122,8 +107,7 @@ def commit(store: Store, pack: TaskPack, prompt: str, epoch: int) -> None:
         return
     if (model.packs[-1] if model.packs else None) != pack.parent:
         raise Conflict(f"{store.uri}: the newest pack is not the parent of {pack.digest[:12]}")
-    prompts = {**model.prompts, pack.domain: prompt}
-    new = replace(model, packs=(*model.packs, pack.digest), prompts=prompts)
+    new = replace(model, packs=(*model.packs, pack.digest), prompts={**model.prompts, **prompts})
     try:
         store.replace(MODEL, new.to_bytes(), version)
     except Conflict:
@@ -153,75 +137,6 @@ def cached_pack(uri: str, digest: str) -> TaskPack:
     return TaskPack.read(open_store(uri), digest)
 
 
-class Head:
-    """What predicts from features: the seen classes' text features and memory, as arrays.
-
-    Args:
-        packs: in order of learning.
-        prediction: τ, α, β and the fusion.
-        width: d, for a model without packs.
-    """
-
-    def __init__(self, packs: Sequence[TaskPack], prediction: Prediction, width: int) -> None:
-        self.packs, self.prediction, self.width = list(packs), prediction, width
-        self.labels: list[Label] = list(dict.fromkeys(label for pack in packs for label in pack.labels))
-        index = {label: i for i, label in enumerate(self.labels)}
-        self._rows = [np.array([index[label] for label in pack.labels], np.int64) for pack in packs]
-        self.text = np.zeros((len(self.labels), width), np.float32)
-        for pack, rows in zip(packs, self._rows, strict=True):
-            # A label that stands in several packs has the newest one's text feature.
-            self.text[rows] = pack.tensors["text"]
-
-        self._memory = [
-            (torch.tensor(pack.tensors["memory"]), torch.tensor(pack.tensors["mask"]).bool())
-            for pack in packs
-        ]
-
-    @torch.inference_mode()
-    def parts(self, features: Floats, unseen_text: Floats | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text logits over seen, then unseen classes, [N, C + U], and memory logits of the seen ones, [N, C].
-
-        A label that stands in several packs has the maximum of the packs' own memory logits.
-        """
-        features = np.asarray(features, np.float32)
-        if features.ndim != 2 or features.shape[1] != self.width:
-            raise ValueError(
-                f"features must be [N, {self.width}], as this model's encoder gives them; got {features.shape}"
-            )
-        unit = F.normalize(torch.tensor(features), dim=-1)
-        text = (
-            self.text
-            if unseen_text is None
-            else np.concatenate([self.text, np.asarray(unseen_text, np.float32)])
-        )
-        memory = torch.full((len(unit), len(self.labels)), -torch.inf)
-        for (vectors, mask), rows in zip(self._memory, self._rows, strict=True):
-            own = memory_logits(unit, vectors, self.prediction.beta, mask)
-            memory[:, rows] = torch.maximum(memory[:, rows], own)
-        return self.prediction.tau * unit @ F.normalize(torch.tensor(text), dim=-1).T, memory
-
-    def logits(self, features: Floats, unseen_text: Floats | None = None) -> Floats:
-        """See `LadaModel.logits`."""
-        return fusion.add_memory(*self.parts(features, unseen_text), self.prediction.alpha).numpy()
-
-    def predict(self, features: Floats, unseen_text: Floats | None = None) -> npt.NDArray[np.int64]:
-        """See `LadaModel.predict_features`; done in chunks of `ROWS` images."""
-        chosen = [np.zeros(0, np.int64)]
-        for start in range(0, len(features), ROWS):
-            chosen.append(self.predict_scored(features[start : start + ROWS], unseen_text)[0])
-        return np.concatenate(chosen)
-
-    def predict_scored(
-        self, features: Floats, unseen_text: Floats | None = None
-    ) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Predicted classes [N], and the softmax of each among the classes on its side of the gate, [N]."""
-        text, memory = self.parts(features, unseen_text)
-        how: Any = self.prediction.fusion
-        chosen = fusion.predict(text, memory, self.prediction.alpha, how).numpy()
-        logits = fusion.add_memory(text, memory, self.prediction.alpha).numpy()
-        return chosen, _scores(logits, chosen, len(self.labels), how)
-
-
 class LadaModel:
     """An encoder and the packs learnt with it. Load one with `LadaModel.load`.
 
@@ -234,7 +149,7 @@ class LadaModel:
     def __init__(self, file: ModelFile, packs: Sequence[TaskPack], encoder: Encoder | None = None) -> None:
         self.file, self.packs, self._encoder = file, list(packs), encoder
         self.spec = EncoderSpec.from_json(file.encoder["spec"])
-        self.head = Head(self.packs, file.prediction, self.spec.architecture["embed_dim"])
+        self.head = make_head(self.packs, file.prediction, self.spec.architecture["embed_dim"])
 
     @classmethod
     def load(cls, path_or_uri: str | Path) -> LadaModel:
@@ -291,7 +206,7 @@ class LadaModel:
     @property
     def domains(self) -> list[str]:
         """Names of the domains learnt, in order."""
-        return list(dict.fromkeys(pack.domain for pack in self.packs))
+        return list(dict.fromkeys(label.domain for pack in self.packs for label in pack.labels))
 
     @property
     def class_names(self) -> list[Label]:
@@ -397,17 +312,6 @@ def _open(image: AnyImage) -> Image.Image:
     if not hasattr(image, "convert"):
         raise TypeError("give a path, a URI, encoded bytes or a PIL image")
     return image.convert("RGB")
-
-
-def _scores(logits: Floats, chosen: npt.NDArray[np.int64], seen: int, fusion: str) -> Floats:
-    """Softmax over the side of the gate that each row's prediction lies on (over all classes without a gate)."""
-    masked = logits.astype(np.float64)
-    if fusion == "gated":
-        is_seen = np.arange(logits.shape[1]) < seen
-        masked[is_seen[None, :] != (chosen < seen)[:, None]] = -np.inf
-    masked -= masked.max(axis=1, keepdims=True)
-    probability = np.exp(masked)
-    return (probability[np.arange(len(chosen)), chosen] / probability.sum(axis=1)).astype(np.float32)
 
 
 def _with_own_encoder(file: ModelFile, store: Store) -> ModelFile:

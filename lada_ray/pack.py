@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lada_ray.domains.base import ALL_DOMAINS
 from lada_ray.errors import IntegrityError
 from lada_ray.store import Store
 from lada_ray.version import __version__
@@ -36,10 +37,11 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskPack:
-    """A pack in memory; C classes, M mixture components.
+    """A pack in memory.
 
-    tensors: text [C, d], memory [C, L, d], mask [C, L] uint8, means [M, d], variances [M], weights [M] and
-    labels [M] (the class of each component within the pack).
+    tensors: text [C, d] of its C classes, and what else its learner keeps. LADA: memory [C, L, d], mask [C, L] uint8,
+    and of M mixture components means [M, d], variances [M], weights [M], labels [M] (each one's class within the
+    pack). Of a tensor that holds for all classes so far (RAIL's solution) the newest pack's supersedes the others.
     """
 
     meta: Mapping[str, Any]
@@ -84,8 +86,9 @@ class TaskPack:
 
     @property
     def domain(self) -> str:
-        """The domain that was learnt."""
-        return self.labels[0].domain
+        """The domain that was learnt, or "all domains"."""
+        names = dict.fromkeys(label.domain for label in self.labels)
+        return next(iter(names)) if len(names) == 1 else ALL_DOMAINS
 
     @property
     def bytes(self) -> int:

@@ -19,14 +19,14 @@ from lada_ray.encoder import Encoder, load_encoder
 from lada_ray.errors import LadaError
 from lada_ray.features.fill import Images, find_gaps
 from lada_ray.features.selection import Selection, select
-from lada_ray.fit.task import FitPlan
+from lada_ray.fit.plan import FitPlan
 from lada_ray.method.draws import steps_per_epoch
 from lada_ray.method.learner import Seen, TaskData, TaskLearner
 from lada_ray.method.settings import LadaSettings
 from lada_ray.method.tuner import CausalTextTower
 from lada_ray.model import read_model_file
+from lada_ray.page import duration, size
 from lada_ray.prepare import Stream, check_input, pack_identities, plan_fit, prepare
-from lada_ray.report import duration, size
 from lada_ray.run import started_differently
 from lada_ray.store import join, open_store
 from lada_ray.views import TEST_VIEW, decode, render
@@ -99,11 +99,11 @@ def print_plan(config: StreamConfig, console: Console) -> int:
 def _plan_domain(stream: Stream, domain: Domain, position: int) -> DomainPlan:
     """Asks the index and the bank; files that were never hashed count as missing."""
     c = stream.config
-    selection = select(domain, {}, c.shots, c.views, c.seed)
+    selection = select(domain, {}, c.shots, c.training_views, c.seed)
     hashes = stream.index.known(selection.samples)
     # A stand-in for the hash of a file nobody has read yet: in no bank, and one per file.
     images = Images([selection], {s.uri: hashes.get(s.uri, f"new {s.uri}") for s in selection.samples})
-    missing = sum(len(gap.views) for gap in find_gaps(images, stream.bank))
+    missing = sum(len(gap.views) for gap in find_gaps(images.pairs(), stream.bank))
     steps = (domain.epochs or c.method.epochs) * steps_per_epoch(len(selection.train), c.method.batch_size)
     found = read_model_file(open_store(join(c.storage, c.name, "model")))
     learnt = found is not None and position < len(found[0].packs)

@@ -10,7 +10,7 @@ from typing import Any
 from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
 from lada_ray.config import StreamConfig
 from lada_ray.console import Console
-from lada_ray.domains.base import Domain
+from lada_ray.domains.base import ALL_DOMAINS, Domain
 from lada_ray.domains.check import load_domains, overlap, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
 from lada_ray.encoder.resolve import DEMO
@@ -22,7 +22,7 @@ from lada_ray.features.fill import Choice, Images, choose_images, fill_bank
 from lada_ray.features.index import FileIndex
 from lada_ray.features.text import Prompts, describe, info_key, known_info, known_text, make_prompts
 from lada_ray.fit.classes import fit_classes
-from lada_ray.fit.task import FitPlan, TaskPlan
+from lada_ray.fit.plan import FitPlan, TaskPlan, TrainImages
 from lada_ray.method.settings import LadaSettings
 from lada_ray.results import write_overlaps
 from lada_ray.run import Json, Run, pack_identity, prediction_of
@@ -47,10 +47,17 @@ class Stream:
         return [domain.name for domain in self.domains]
 
     @property
+    def tasks(self) -> list[tuple[str, list[int]]]:
+        """The name of each task, and which domains it learns: one, or all of them in joint training."""
+        if self.config.method.kind == "joint" and len(self.domains) > 1:
+            return [(ALL_DOMAINS, list(range(len(self.domains))))]
+        return [(name, [i]) for i, name in enumerate(self.names)]
+
+    @property
     def choice(self) -> Choice:
         """What decides which images are used."""
         c = self.config
-        return Choice(c.shots, c.views, c.seed, c.max_bad_share)
+        return Choice(c.shots, c.training_views, c.seed, c.max_bad_share)
 
     @property
     def pool(self) -> Pool:
@@ -94,7 +101,7 @@ def prepare(
         features = open_store(join(config.storage, "features"))
         prompts = [domain_prompts(config, domain) for domain in domains]
         info = _encoder_info(spec, features, prompts, resources)
-    if info.not_tunable and config.method.text_tuner != "none":
+    if info.not_tunable and config.method.trains and config.method.text_tuner != "none":
         raise InputError([f"method.text_tuner: {info.not_tunable}; use --method.text_tuner none"])
     bank = FeatureBank(features, info.feature_key, info.width)
     return Stream(config, domains, spec, info, resources, bank, FileIndex(features))
@@ -173,26 +180,31 @@ def choose(stream: Stream, run: Run, console: Console) -> Images:
     return images
 
 
-def encode(stream: Stream, run: Run, console: Console) -> tuple[Images, Extraction]:
+def encode(
+    stream: Stream, choices: Sequence[Choice], run: Run, console: Console
+) -> tuple[list[Images], Extraction]:
     """Encode every image view that is not in the bank; images found bad are replaced.
+
+    Returns:
+        The images of each choice, and what the encoding did.
 
     Raises:
         InputError: too many bad images.
     """
     with console.stage("encode images"):
-        done = fill_bank(
+        images, extraction = fill_bank(
             stream.domains,
             stream.spec,
             stream.bank,
             stream.index,
-            stream.choice,
+            choices,
             stream.pool,
             run.id,
             console.progress,
         )
     run.lease.check()
-    warn_of_bad(done[0], console)
-    return done
+    warn_of_bad(images[0], console)
+    return images, extraction
 
 
 def warn_of_bad(images: Images, console: Console) -> None:
@@ -206,10 +218,12 @@ def warn_of_bad(images: Images, console: Console) -> None:
 def fit_all_classes(stream: Stream, tasks: Sequence[TaskPlan], console: Console) -> dict[str, float]:
     """k-means and mixtures of the classes of these tasks, where they are not known yet; busy seconds by kind."""
     m = stream.config.method
+    if not m.trains:
+        return {}
     with console.stage("k-means and mixtures"):
         return fit_classes(
             stream.bank,
-            [task.images for task in tasks],
+            [part.images for task in tasks for part in task.parts],
             m.memory_per_class,
             m.mixture_components,
             lambda a, b: console.progress("classes", a, b),
@@ -217,19 +231,28 @@ def fit_all_classes(stream: Stream, tasks: Sequence[TaskPlan], console: Console)
 
 
 def plan_tasks(stream: Stream, images: Images) -> tuple[TaskPlan, ...]:
-    """One plan per domain, in order."""
-    return tuple(
-        TaskPlan(
-            position=position,
+    """One plan per task, in order."""
+    parts = [
+        TrainImages(
             domain=s.domain.name,
             shas=tuple(images.shas(s.train)),
             labels=tuple(s.train_labels.tolist()),
             views=s.views,
             prompts=stream.prompts(s.domain),
-            epochs=s.domain.epochs or stream.config.method.epochs,
         )
-        for position, s in enumerate(images.selections)
+        for s in images.selections
+    ]
+    return tuple(
+        TaskPlan(position, tuple(parts[i] for i in which), _epochs(stream, images, which))
+        for position, (_, which) in enumerate(stream.tasks)
     )
+
+
+def _epochs(stream: Stream, images: Images, which: Sequence[int]) -> int:
+    """Passes over a task's images; over several domains so many that each image is seen as often, on average."""
+    sizes = [len(images.selections[i].train) for i in which]
+    own = [stream.domains[i].epochs or stream.config.method.epochs for i in which]
+    return max(1, round(sum(n * epochs for n, epochs in zip(sizes, own, strict=True)) / sum(sizes)))
 
 
 def plan_fit(stream: Stream, tasks: tuple[TaskPlan, ...]) -> FitPlan:
@@ -243,30 +266,41 @@ def plan_fit(stream: Stream, tasks: tuple[TaskPlan, ...]) -> FitPlan:
         settings=LadaSettings(**{f.name: method[f.name] for f in fields(LadaSettings)}),
         seed=stream.config.seed,
         threads=max(1, int(stream.resources.cpus_per_train_worker)),
+        kind=stream.config.method.kind,
     )
 
 
 def pack_identities(stream: Stream, images: Images | None = None) -> tuple[Json, ...]:
-    """What identifies each domain's pack, in order; without the samples as long as no images are chosen."""
-    if images is None:
-        return tuple(pack_identity(stream.config, stream.info, domain) for domain in stream.domains)
+    """What identifies each task's pack, in order; without the samples as long as no images are chosen."""
+    chosen = images.selections if images else []
+    samples = [[(x.path, images.hashes[x.uri]) for x in s.train] for s in chosen] if images else None
     return tuple(
-        pack_identity(stream.config, stream.info, s.domain, [(x.path, images.hashes[x.uri]) for x in s.train])
-        for s in images.selections
+        pack_identity(
+            stream.config,
+            stream.info,
+            [stream.domains[i] for i in which],
+            None if samples is None else [samples[i] for i in which],
+        )
+        for _, which in stream.tasks
     )
 
 
-def plan_evaluation(stream: Stream, images: Images, run: Run) -> Evaluation:
+def plan_evaluation(stream: Stream, images: Images, model_uri: str) -> Evaluation:
     """All test sets, and where the packs are."""
-    tests = [
+    prediction = prediction_of(stream.config, stream.info)
+    return Evaluation(plan_tests(stream.config, images), stream.bank, model_uri, prediction)
+
+
+def plan_tests(config: StreamConfig, images: Images) -> tuple[TestSet, ...]:
+    """What every domain is tested on, in order."""
+    return tuple(
         TestSet(
             s.domain.name,
             s.domain.class_names,
-            stream.prompts(s.domain),
+            domain_prompts(config, s.domain),
             tuple(images.shas(s.test)),
             tuple(s.test_labels.tolist()),
+            tuple(sample.path for sample in s.test),
         )
         for s in images.selections
-    ]
-    prediction = prediction_of(stream.config, stream.info)
-    return Evaluation(tuple(tests), stream.bank, run.model_store.uri, prediction)
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import socket
 import time
@@ -12,22 +11,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from lada_ray.config import StreamConfig
 from lada_ray.domains.base import Domain
 from lada_ray.encoder import EncoderInfo, EncoderSpec
 from lada_ray.errors import Conflict, InputError
-from lada_ray.fit.classes import MemoryInit, Mixtures
-from lada_ray.fit.task import Fitted, TaskPlan, extend
+from lada_ray.fit.plan import Fitted, TaskPlan
+from lada_ray.head import Prediction
 from lada_ray.lease import Lease
-from lada_ray.method.learner import Learnt, Seen
-from lada_ray.model import MODEL, ModelFile, Prediction, cached_pack, check_epoch, commit, read_model_file
+from lada_ray.model import MODEL, ModelFile, cached_pack, check_epoch, commit, read_model_file
 from lada_ray.pack import TaskPack
 from lada_ray.store import Store, join, open_store
 
 Json = dict[str, Any]
 CHECKPOINT = "checkpoint/latest.pt"
+# What a learner in closed form needs to go on: one file, named by the pack it was kept after.
+SOLVER = "solver"
 # The run's epoch and id: there from the first start on, long before a model.json; starting over keeps the epoch.
 START = "start.json"
 # What starting over leaves: who owns the run, which start it is, and what runs of it MLflow may still show as running.
@@ -100,6 +98,12 @@ class Run:
             self.model_store.replace(MODEL, replace(model[0], epoch=epoch).to_bytes(), model[1])
         return run, epoch
 
+    def forget(self) -> None:
+        """Remove everything learnt under this name, if that was asked for and not done yet."""
+        if self.fresh:
+            self._start_over()
+            self.fresh = False
+
     def _start_over(self) -> None:
         # model.json first: without it the rest is rubble that no reader takes for a model.
         keys = [entry.key for entry in self.store.list() if entry.key not in KEPT]
@@ -153,9 +157,7 @@ class Run:
             LostLease: another process has taken the run over.
         """
         self.check(config, spec, info, expected)
-        if self.fresh:
-            self._start_over()
-            self.fresh = False
+        self.forget()
         found = read_model_file(self.model_store)
         encoder = {"spec": spec.to_json(), "fingerprint": info.fingerprint, "prompt": config.encoder.prompt}
         if found is None:
@@ -223,21 +225,23 @@ def _other_packs(model_store: Store, packs: Sequence[str], expected: Sequence[Js
 def prediction_of(config: StreamConfig, info: EncoderInfo) -> Prediction:
     """The parameters that act when predicting."""
     m = config.method
-    return Prediction(info.tau, m.alpha, m.beta, m.fusion)
+    return Prediction(info.tau, m.alpha, m.beta, m.fusion, m.kind)
 
 
 def config_identity(config: StreamConfig) -> Json:
     """What may not change under one run name, besides the encoder and the domains already learnt."""
     return {
-        "method": config.method.model_dump(mode="json"),
+        "method": config.method.identity,
         "seed": config.seed,
         "shots": config.shots,
-        "views": config.views,
+        "views": config.training_views,
     }
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line for each value that differs between two nested mappings."""
+    """One line for each value that differs between two nested mappings; of another kind's values for the kind alone."""
+    if "kind" in old and "kind" in new and old["kind"] != new["kind"]:
+        return [f"{prefix}kind: {old['kind']} in the run, {new['kind']} now"]
     lines = []
     for key in dict.fromkeys([*old, *new]):
         a, b = old.get(key), new.get(key)
@@ -249,27 +253,37 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def pack_identity(
-    config: StreamConfig, info: EncoderInfo, domain: Domain, samples: Sequence[tuple[str, str]] | None = None
+    config: StreamConfig,
+    info: EncoderInfo,
+    domains: Sequence[Domain],
+    samples: Sequence[Sequence[tuple[str, str]]] | None = None,
 ) -> Json:
-    """What decides the tensors of a domain's pack, besides its parent and the code's versions.
+    """What decides the tensors of a task's pack, besides its parent and the code's versions.
 
     Args:
         config: resolved configuration.
         info: the encoder.
-        domain: the listed domain.
-        samples: (path, SHA-256) of the training images, in order; None before they are chosen.
+        domains: the listed domains of the task: one, but for joint training.
+        samples: (path, SHA-256) of each domain's training images, in order; None before they are chosen.
     """
     identity: Json = {
-        "labels": [[domain.name, name] for name in domain.class_names],
-        "config": {
-            "encoder": info.feature_key,
-            **config_identity(config),
-            "prompt": domain.prompt or config.encoder.prompt,
-            "augment": domain.augment,
-            "epochs": domain.epochs or config.method.epochs,
-        },
+        "labels": [[domain.name, name] for domain in domains for name in domain.class_names],
+        "config": {"encoder": info.feature_key, **config_identity(config), **_learnt_as(config, domains)},
     }
-    return identity if samples is None else {**identity, "samples": [list(sample) for sample in samples]}
+    if samples is None:
+        return identity
+    return {**identity, "samples": [list(sample) for some in samples for sample in some]}
+
+
+def _learnt_as(config: StreamConfig, domains: Sequence[Domain]) -> Json:
+    """What of a domain's own settings decides the tensors; by domain where there are several."""
+    if len(domains) > 1:
+        return {"domains": {domain.name: _learnt_as(config, [domain]) for domain in domains}}
+    (domain,) = domains
+    prompt = {"prompt": domain.prompt or config.encoder.prompt}
+    if not config.method.trains:
+        return prompt
+    return {**prompt, "augment": domain.augment, "epochs": domain.epochs or config.method.epochs}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -303,7 +317,6 @@ class RunLedger:
     epoch: int
     identities: tuple[Json, ...]
     """Of every task's pack, in order."""
-    width: int
     watch: Callable[[str, int, int], None] | None = None
     """Told (domain, step, steps) while a task is learnt."""
 
@@ -322,23 +335,17 @@ class RunLedger:
             raise Conflict(f"{self.uri}/model/{MODEL} is gone: somebody removed or moved the run")
         return found[0].packs
 
-    def seen(self, packs: tuple[str, ...]) -> Seen:
+    def tensors(self, digest: str) -> Mapping[str, Any]:
         """See Ledger."""
-        state = Seen.nothing(self.width)
-        for digest in packs:
-            t = cached_pack(self._model.uri, digest).tensors
-            mixtures = Mixtures(t["means"], t["variances"], t["weights"], t["labels"])
-            learnt, mask = Learnt(t["text"], t["memory"]), t["mask"].astype(np.bool_)
-            state = extend(state, learnt, MemoryInit(t["memory"], mask), mixtures)
-        return state
+        return cached_pack(self._model.uri, digest).tensors
 
     def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
         """See Ledger. The task's side file is written first: whoever sees the pack finds it."""
         identity = self.identities[task.position]
         # After the pack it was learnt on: if a worker thought dead has committed this very task, that shows here.
-        pack = TaskPack.build(identity, parent, _tensors(fitted))
+        pack = TaskPack.build(identity, parent, fitted.tensors)
         self._run.write(f"tasks/{pack.digest}.json", _json(_record(task, fitted, pack)))
-        commit(self._model, pack, identity["config"]["prompt"], self.epoch)
+        commit(self._model, pack, _prompts(identity), self.epoch)
         return pack.digest
 
     def save_checkpoint(self, data: bytes) -> None:
@@ -350,19 +357,34 @@ class RunLedger:
         found = self._run.read_version(CHECKPOINT)
         return found[0] if found else None
 
+    def save_state(self, pack: str, state: Mapping[str, Any]) -> None:
+        """See Ledger."""
+        from safetensors.numpy import save
+
+        older = [entry.key for entry in self._run.list(SOLVER)]
+        self._run.write(f"{SOLVER}/{pack}.safetensors", save(dict(state)))
+        for key in older:
+            self._run.delete(key)
+
+    def load_state(self, pack: str) -> Mapping[str, Any] | None:
+        """See Ledger."""
+        from safetensors.numpy import load
+
+        found = self._run.read_version(f"{SOLVER}/{pack}.safetensors")
+        return load(found[0]) if found else None
+
     def progress(self, task: TaskPlan, step: int, steps: int) -> None:
         """See Ledger."""
         if self.watch is not None:
-            self.watch(task.domain, step, steps)
+            self.watch(task.name, step, steps)
 
 
-def _tensors(fitted: Fitted) -> dict[str, Any]:
-    return {
-        "text": fitted.learnt.text,
-        "memory": fitted.learnt.memory,
-        "mask": fitted.init.mask.astype(np.uint8),
-        **dataclasses.asdict(fitted.mixtures),
-    }
+def _prompts(identity: Json) -> dict[str, str]:
+    """The prompt template of each domain of a pack."""
+    config = identity["config"]
+    if "domains" in config:
+        return {name: domain["prompt"] for name, domain in config["domains"].items()}
+    return {identity["labels"][0][0]: config["prompt"]}
 
 
 def _record(task: TaskPlan, fitted: Fitted, pack: TaskPack) -> Json:
@@ -373,18 +395,18 @@ def _record(task: TaskPlan, fitted: Fitted, pack: TaskPack) -> Json:
     return {
         "digest": pack.digest,
         "parent": pack.parent,
-        "domain": task.domain,
+        "domain": task.name,
         "position": task.position,
         "host": socket.gethostname(),
         "started": iso(fitted.started),
         "finished": iso(fitted.started + fitted.seconds),
         "timings": {"fit": fitted.seconds},
-        "loss": fitted.losses,
+        "loss": list(fitted.losses),
         "counts": {
             "classes": len(pack.labels),
             "train_images": len(task.shas),
-            "mixture_components": len(fitted.mixtures.weights),
             "pack_bytes": pack.bytes,
+            **fitted.counts,
         },
         "params": _flat(config),
     }

@@ -10,11 +10,13 @@ from typing import Any
 
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
+from lada_ray.domains.base import ALL_DOMAINS
 from lada_ray.errors import LadaError, LostLease
-from lada_ray.evaluate import Evaluator, Row
+from lada_ray.evaluate import Evaluator, Row, write_tests
 from lada_ray.features.extract import Extraction
 from lada_ray.features.fill import Images
-from lada_ray.fit.task import FitPlan, TrainResources
+from lada_ray.fit.plan import FitPlan
+from lada_ray.fit.task import TrainResources
 from lada_ray.prepare import (
     Stream,
     check_input,
@@ -65,7 +67,7 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
         run.check(config, stream.spec, stream.info, pack_identities(stream))
         images = choose(stream, run, console)
         run.check(config, stream.spec, stream.info, pack_identities(stream, images))
-        images, extraction = encode(stream, run, console)
+        (images,), extraction = encode(stream, [stream.choice], run, console)
         run.begin(config, stream.spec, stream.info, pack_identities(stream, images))
         with tracked(config, mlflow_uri, run, console) as tracker:
             return learn_and_test(stream, run, images, extraction, tracker, console)
@@ -85,7 +87,8 @@ def learn_and_test(
         console.say(f"  {learnt_before} of {len(tasks)} domains are learnt already")
     class_seconds = fit_all_classes(stream, tasks[learnt_before:], console)
 
-    evaluator = Evaluator(run.store, plan_evaluation(stream, images, run), console)
+    evaluator = Evaluator(run.store, plan_evaluation(stream, images, run.model_store.uri), console)
+    write_tests(run.store, evaluator.evaluation.tests)
     rows = [evaluator.row([], "zero-shot")]
     for domain, packs in learn(stream, run, images, plan_fit(stream, tasks), evaluator, tracker, console):
         rows.append(evaluator.row(packs, domain))
@@ -114,7 +117,7 @@ def learn(
         (domain, digests of all packs up to it) for every task of the stream: those of earlier starts at once, the
         others as soon as their pack is committed.
     """
-    names, shown = stream.names, len(run.packs)
+    names, shown = [name for name, _ in stream.tasks], len(run.packs)
     for done in range(1, shown + 1):
         yield names[done - 1], run.packs[:done]
     if shown == len(names):
@@ -129,7 +132,7 @@ def learn(
         for done in range(shown + 1, len(packs) + 1):
             yield names[done - 1], packs[:done]
         shown = len(packs)
-    with console.stage("stop Ray Train"):
+    with console.stage("stop training"):
         training.join()
 
 
@@ -137,7 +140,7 @@ def _start_training(
     stream: Stream, run: Run, plan: FitPlan, identities: tuple[dict[str, Any], ...], watch: Watcher
 ) -> Background:
     r = stream.resources
-    ledger = RunLedger(run.store.uri, run.epoch, identities, stream.info.width, watch)
+    ledger = RunLedger(run.store.uri, run.epoch, identities, watch)
     resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
     return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}")
 
@@ -169,11 +172,13 @@ def _wait_for_packs(
 def progress_line(rows: Sequence[Row], tasks: int) -> str:
     """One line after a task: what was learnt, and what it did to the accuracies."""
     row, zero_shot = rows[-1].accuracy(), rows[0].accuracy()
-    seen = [r.learnt for r in rows[1:]]
+    learnt = [r.learnt for r in rows[1:]]
+    seen = list(row) if learnt == [ALL_DOMAINS] else learnt
     mean = sum(row[name] for name in seen) / len(seen)
+    change = f", {zero_shot[learnt[-1]]:.1f} -> {row[learnt[-1]]:.1f} %" if seen is learnt else ""
     return (
-        f"  task {len(seen)} of {tasks}: learnt {rows[-1].learnt}, {zero_shot[seen[-1]]:.1f} -> "
-        f"{row[seen[-1]]:.1f} %; mean of the {len(seen)} seen: {mean:.1f} %"
+        f"  task {len(learnt)} of {tasks}: learnt {learnt[-1]}{change}; "
+        f"mean of the {len(seen)} seen: {mean:.1f} %"
     )
 
 

@@ -1,4 +1,4 @@
-"""Running Ray Train beside the driver: in the background, watched, its errors told as what they are."""
+"""Fitting beside the driver: in the background, watched, its errors told as what they are."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import threading
 from typing import Any
 
 from lada_ray.errors import LadaError
-from lada_ray.fit.task import FitPlan, Ledger, TrainResources, fit_tasks
+from lada_ray.fit.learners import fit_remaining
+from lada_ray.fit.plan import FitPlan, Ledger
+from lada_ray.fit.task import TrainResources
 
 
 class Background:
-    """A Ray Train run over all remaining tasks, in a thread of its own.
+    """The fitting of all remaining tasks, in a thread of its own.
 
     The thread is a daemon: when the driver ends, for whatever reason, it does not wait for the training.
 
     Args:
-        plan, ledger, resources, storage, name: as for `fit_tasks`.
+        plan, ledger, resources, storage, name: as for `fit_remaining`.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class Background:
 
     def _run(self, *arguments: Any) -> None:
         try:
-            fit_tasks(*arguments)
+            fit_remaining(*arguments)
         except BaseException as error:
             self._error = error
 
@@ -92,3 +94,40 @@ class Watcher:
             return ray.get(self._actor.read.remote(), timeout=5)
         except ray.exceptions.RayError:
             return None
+
+
+class Count:
+    """How many tasks are learnt, over all streams that are learnt side by side; a tiny actor."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def add(self, number: int) -> None:
+        """Called by whoever learns."""
+        self.done += number
+
+    def read(self) -> int:
+        """Tasks learnt so far."""
+        return self.done
+
+
+class Counter:
+    """The driver's side of a `Count`, and the callable that tells it of learnt tasks; picklable."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=0)(Count).remote()
+
+    def __call__(self, number: int = 1) -> None:
+        """Add to it, without waiting."""
+        self._actor.add.remote(number)
+
+    def read(self) -> int:
+        """The count; 0 when its node is gone: nothing depends on it."""
+        import ray
+
+        try:
+            return ray.get(self._actor.read.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            return 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lada_ray.domains import Domain
     from lada_ray.encoder import EncoderSpec
     from lada_ray.features.fill import Images
-    from lada_ray.fit.task import FitPlan
+    from lada_ray.fit.plan import FitPlan
     from lada_ray.prepare import Stream
     from lada_ray.run import Run, RunLedger
 
@@ -195,7 +195,9 @@ class TinyWorld:
         from lada_ray.fit.classes import fit_classes
 
         tasks = self.plan().tasks
-        return fit_classes(self.bank, [task.images for task in tasks], 2, 2, lambda done, total: None)
+        return fit_classes(
+            self.bank, [task.parts[0].images for task in tasks], 2, 2, lambda done, total: None
+        )
 
     def config(self, name: str = "run", **changes: Any) -> StreamConfig:
         """The configuration of a run in this world; `method` is added to the tiny settings."""
@@ -256,7 +258,7 @@ class TinyWorld:
         identities = pack_identities(stream, self.images(stream))
         with Run.acquire(config, fresh, print) as run:
             run.begin(config, self.spec, self.info, identities)
-            yield run, RunLedger(run.store.uri, run.epoch, identities, self.info.width)
+            yield run, RunLedger(run.store.uri, run.epoch, identities)
 
 
 def sha256(text: str) -> str:
@@ -267,9 +269,9 @@ def sha256(text: str) -> str:
 @pytest.fixture(scope="session")
 def learnt_run(tiny_world: TinyWorld) -> tuple[TinyWorld, str]:
     """A run in the tiny world that learnt both domains: the world, the run's folder. Not to be changed."""
-    from lada_ray.fit.task import learn_remaining
+    from lada_ray.fit.learners import learn_remaining
 
     config = tiny_world.config("learnt", method={"epochs": 15})
     with tiny_world.run(config) as (run, ledger):
-        learn_remaining(tiny_world.plan(config), ledger, "cpu")
+        list(learn_remaining(tiny_world.plan(config), ledger, "cpu"))
         return tiny_world, run.store.uri

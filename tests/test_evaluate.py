@@ -20,7 +20,7 @@ from lada_ray.evaluate import (
 )
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.text import text_key
-from lada_ray.model import Head, Prediction
+from lada_ray.head import Prediction, make_head
 from lada_ray.pack import Label, TaskPack
 from lada_ray.store import open_store
 
@@ -98,11 +98,11 @@ def test_behind_the_gate_memory_decides(evaluation: Evaluation) -> None:
 
 def test_candidates_are_seen_ones_first(evaluation: Evaluation) -> None:
     pack = pack_of("b", [45], [45])
-    labels, unseen = candidates(evaluation, Head([pack], evaluation.prediction, 2))
+    labels, unseen = candidates(evaluation, make_head([pack], evaluation.prediction, 2))
     assert labels == [Label("b", "x"), Label("a", "x"), Label("a", "y")]
     np.testing.assert_allclose(unseen, directions(0, 90), atol=1e-6)
     labels, unseen = candidates(
-        evaluation, Head([pack, pack_of("a", [0, 1], [0, 1])], evaluation.prediction, 2)
+        evaluation, make_head([pack, pack_of("a", [0, 1], [0, 1])], evaluation.prediction, 2)
     )
     assert (labels[0], unseen.shape) == (Label("b", "x"), (0, 2))
 
@@ -114,7 +114,7 @@ def test_a_label_learnt_in_part_is_seen(evaluation: Evaluation) -> None:
         None,
         {n: t[1:] for n, t in part.tensors.items()},
     )
-    labels, unseen = candidates(evaluation, Head([only_y], evaluation.prediction, 2))
+    labels, unseen = candidates(evaluation, make_head([only_y], evaluation.prediction, 2))
     assert labels == [Label("a", "y"), Label("a", "x"), Label("b", "x")]
     np.testing.assert_allclose(unseen, directions(0, 45), atol=1e-6)
     assert row(evaluation, only_y).correct == {"a": [1, 1], "b": [1]}

@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from lada_ray.errors import Conflict, InputError, IntegrityError, LostLease
-from lada_ray.model import MODEL, Head, LadaModel, ModelFile, Prediction, commit, read_model_file
-from lada_ray.pack import Label, TaskPack
+from lada_ray.head import Prediction
+from lada_ray.model import MODEL, LadaModel, ModelFile, commit, read_model_file
+from lada_ray.pack import TaskPack
 from lada_ray.store import LocalStore, Store, join, open_store
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def packs_of(store: Store) -> tuple[str, ...]:
 
 
 def test_commits_append(store: Store) -> None:
-    commit(store, FIRST, "a {}.", epoch=3)
-    commit(store, SECOND, "one {}.", epoch=3)
+    commit(store, FIRST, {"pets": "a {}."}, epoch=3)
+    commit(store, SECOND, {"wild": "one {}."}, epoch=3)
     found = read_model_file(store)
     assert found is not None
     assert found[0] == replace(
@@ -111,32 +112,32 @@ def test_commits_append(store: Store) -> None:
 
 
 def test_committing_twice_changes_nothing(store: Store) -> None:
-    commit(store, FIRST, "a {}.", 3)
-    commit(store, FIRST, "a {}.", 3)
-    commit(store, SECOND, "a {}.", 3)
-    commit(store, FIRST, "a {}.", 3)  # a worker thought dead
+    commit(store, FIRST, {"pets": "a {}."}, 3)
+    commit(store, FIRST, {"pets": "a {}."}, 3)
+    commit(store, SECOND, {"wild": "a {}."}, 3)
+    commit(store, FIRST, {"pets": "a {}."}, 3)  # a worker thought dead
     assert packs_of(store) == (FIRST.digest, SECOND.digest)
 
 
 @pytest.mark.parametrize("epoch", [2, 4])
 def test_only_the_owner_commits(store: Store, epoch: int) -> None:
     with pytest.raises(LostLease, match=f"epoch 3, this one has {epoch}"):
-        commit(store, FIRST, "a {}.", epoch)
+        commit(store, FIRST, {"pets": "a {}."}, epoch)
     assert packs_of(store) == ()
 
 
 def test_a_pack_follows_its_parent(store: Store) -> None:
     with pytest.raises(Conflict, match="the newest pack is not the parent"):
-        commit(store, SECOND, "a {}.", 3)
-    commit(store, FIRST, "a {}.", 3)
+        commit(store, SECOND, {"wild": "a {}."}, 3)
+    commit(store, FIRST, {"pets": "a {}."}, 3)
     with pytest.raises(Conflict, match="not the parent"):
-        commit(store, make_pack([("other", "x")], None, seed=5), "a {}.", 3)
+        commit(store, make_pack([("other", "x")], None, seed=5), {"other": "a {}."}, 3)
     assert packs_of(store) == (FIRST.digest,)
 
 
 def test_a_model_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="is gone"):
-        commit(open_store(tmp_path), FIRST, "a {}.", 3)
+        commit(open_store(tmp_path), FIRST, {"pets": "a {}."}, 3)
     assert not (tmp_path / MODEL).exists()
 
 
@@ -155,77 +156,17 @@ class Intruder(LocalStore):
 def test_a_takeover_between_reading_and_writing_is_noticed(tmp_path: Path) -> None:
     open_store(tmp_path).replace(MODEL, FILE.to_bytes(), None)
     with pytest.raises(LostLease, match="epoch 4"):
-        commit(Intruder(str(tmp_path), replace(FILE, epoch=4)), FIRST, "a {}.", 3)
+        commit(Intruder(str(tmp_path), replace(FILE, epoch=4)), FIRST, {"pets": "a {}."}, 3)
     open_store(tmp_path).write(MODEL, FILE.to_bytes())
     with pytest.raises(Conflict):
-        commit(Intruder(str(tmp_path), replace(FILE, packs=("other",))), FIRST, "a {}.", 3)
+        commit(Intruder(str(tmp_path), replace(FILE, packs=("other",))), FIRST, {"pets": "a {}."}, 3)
 
 
 def test_a_write_whose_answer_was_lost_counts(tmp_path: Path) -> None:
     open_store(tmp_path).replace(MODEL, FILE.to_bytes(), None)
     theirs = replace(FILE, packs=(FIRST.digest,), prompts={"pets": "a {}."})
-    commit(Intruder(str(tmp_path), theirs), FIRST, "a {}.", 3)
+    commit(Intruder(str(tmp_path), theirs), FIRST, {"pets": "a {}."}, 3)
     assert packs_of(open_store(tmp_path)) == (FIRST.digest,)
-
-
-# ---------------------------------------------------------------- the head
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def memory_of(pack: TaskPack, z: np.ndarray, beta: float) -> np.ndarray:
-    """Σ_l exp(-β (1 - z·w_l)) over the vectors that exist, [N, C], a class at a time."""
-    columns = []
-    for vectors, mask in zip(pack.tensors["memory"], pack.tensors["mask"], strict=True):
-        columns.append(np.exp(-beta * (1 - z @ vectors[mask == 1].T)).sum(axis=1))
-    return np.stack(columns, axis=1)
-
-
-X, Y, Z = ("a", "x"), ("a", "y"), ("b", "z")
-PREDICTION = Prediction(tau=20.0, alpha=1.5, beta=2.0, fusion="gated")
-RNG = np.random.default_rng(9)
-FEATURES, UNSEEN = (RNG.normal(size=shape).astype(np.float32) for shape in [(40, D), (3, D)])
-
-
-def test_logits_are_text_plus_memory() -> None:
-    packs = [make_pack([X, Y]), make_pack([Z], seed=1)]
-    z = unit(FEATURES)
-    text = 20.0 * z @ unit(np.concatenate([packs[0].tensors["text"], packs[1].tensors["text"], UNSEEN])).T
-    memory = np.concatenate([memory_of(pack, z, 2.0) for pack in packs], axis=1)
-    head = Head(packs, PREDICTION, D)
-    assert head.labels == [Label(*X), Label(*Y), Label(*Z)]
-    np.testing.assert_allclose(head.logits(FEATURES), text[:, :3] + 1.5 * memory, rtol=2e-5, atol=1e-5)
-    both = head.logits(FEATURES, UNSEEN)
-    assert (both.shape, both.dtype) == ((40, 6), np.float32)
-    np.testing.assert_allclose(both[:, 3:], text[:, 3:], rtol=2e-5, atol=1e-5)
-
-    gate, learnt = text.argmax(axis=1), (text[:, :3] + 1.5 * memory).argmax(axis=1)
-    expected = np.where(gate < 3, learnt, gate)
-    assert len({*expected.tolist()}) > 3
-    assert head.predict(FEATURES, UNSEEN).tolist() == expected.tolist()
-    additive = Head(packs, replace(PREDICTION, fusion="additive"), D)
-    assert additive.predict(FEATURES, UNSEEN).tolist() == both.argmax(axis=1).tolist()
-
-
-def test_a_label_in_two_packs_has_the_better_memory_and_the_newest_text() -> None:
-    old, new = make_pack([X, Y]), make_pack([Y, Z], seed=1)
-    head = Head([old, new], PREDICTION, D)
-    assert head.labels == [Label(*X), Label(*Y), Label(*Z)]
-    z = unit(FEATURES)
-    first, second = memory_of(old, z, 2.0), memory_of(new, z, 2.0)
-    memory = np.stack([first[:, 0], np.maximum(first[:, 1], second[:, 0]), second[:, 1]], axis=1)
-    texts = np.stack([old.tensors["text"][0], new.tensors["text"][0], new.tensors["text"][1]])
-    expected = 20.0 * z @ unit(texts).T + 1.5 * memory
-    np.testing.assert_allclose(head.logits(FEATURES), expected, rtol=2e-5, atol=1e-5)
-
-
-def test_without_packs_it_is_zero_shot() -> None:
-    head = Head([], PREDICTION, D)
-    expected = (unit(FEATURES) @ unit(UNSEEN).T).argmax(axis=1)
-    assert head.predict(FEATURES, UNSEEN).tolist() == expected.tolist()
-    assert head.logits(FEATURES, UNSEEN).shape == (40, 3)
 
 
 # ---------------------------------------------------------------- whole models

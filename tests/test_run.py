@@ -11,7 +11,9 @@ import pytest
 
 from lada_ray.errors import InputError, IntegrityError, LostLease
 from lada_ray.fit.classes import read_memory, read_mixtures
-from lada_ray.fit.task import Fitted, learn_remaining
+from lada_ray.fit.learners import learn_remaining
+from lada_ray.fit.plan import Fitted
+from lada_ray.fit.task import pack_tensors, read_seen
 from lada_ray.method.learner import Learnt
 from lada_ray.model import read_model_file
 from lada_ray.pack import TaskPack
@@ -36,10 +38,12 @@ def acquire(config: StreamConfig, fresh: bool = False) -> Run:
 def fitted(world: TinyWorld, position: int, value: float = 0.5) -> Fitted:
     """What learning would leave, without the learning."""
     task = world.plan().tasks[position]
-    init = read_memory(world.bank, task.images, 2)
-    text = np.full((len(task.prompts), 32), value, np.float32)
-    learnt = Learnt(text, init.memory + np.float32(value))
-    return Fitted(learnt, init, read_mixtures(world.bank, task.images, 2), [2.0, 1.0], 1_700_000_000.0, 1.5)
+    (part,) = task.parts
+    init = read_memory(world.bank, part.images, 2)
+    text = np.full((task.classes, 32), value, np.float32)
+    mixtures = read_mixtures(world.bank, part.images, 2)
+    tensors = pack_tensors(Learnt(text, init.memory + np.float32(value)), init.mask, mixtures)
+    return Fitted(tensors, 1_700_000_000.0, 1.5, [2.0, 1.0], {"mixture_components": len(mixtures.weights)})
 
 
 def commit(world: TinyWorld, ledger: RunLedger, position: int, value: float = 0.5) -> None:
@@ -251,14 +255,16 @@ def test_differences_names_nested_keys() -> None:
 
 def test_the_ledger_gives_back_what_was_committed(tiny_world: TinyWorld) -> None:
     with tiny_world.run(tiny_world.config("ledger")) as (run, ledger):
-        assert (len(ledger.packs()), ledger.seen(ledger.packs()).text.shape) == (0, (0, 32))
+        assert (len(ledger.packs()), read_seen(ledger, ledger.packs(), 32).text.shape) == (0, (0, 32))
         commit(tiny_world, ledger, 0, 0.25)
         commit(tiny_world, ledger, 1, 0.75)
-        seen = ledger.seen(ledger.packs())
+        seen = read_seen(ledger, ledger.packs(), 32)
         assert seen.text[:, 0].tolist() == [0.25] * 3 + [0.75] * 2
         pets, wild = fitted(tiny_world, 0, 0.25), fitted(tiny_world, 1, 0.75)
-        assert np.array_equal(seen.memory, np.concatenate([pets.learnt.memory, wild.learnt.memory]))
-        assert np.array_equal(seen.labels, np.concatenate([pets.mixtures.labels, wild.mixtures.labels + 3]))
+        assert np.array_equal(seen.memory, np.concatenate([t.tensors["memory"] for t in (pets, wild)]))
+        assert np.array_equal(
+            seen.labels, np.concatenate([pets.tensors["labels"], wild.tensors["labels"] + 3])
+        )
         assert seen.mask.dtype == np.bool_
         first, second = (TaskPack.read(run.model_store, digest) for digest in run.packs)
         assert (first.parent, second.parent, second.domain) == (None, first.digest, "wild")
@@ -310,7 +316,7 @@ def test_the_newest_checkpoint_is_kept(tiny_world: TinyWorld) -> None:
 
 def test_progress_is_passed_on(tiny_world: TinyWorld) -> None:
     told: list[tuple[str, int, int]] = []
-    ledger = RunLedger("/nowhere", 1, (), 32, lambda *state: told.append(state))
+    ledger = RunLedger("/nowhere", 1, (), lambda *state: told.append(state))
     ledger.progress(tiny_world.plan().tasks[1], 3, 8)
     replace(ledger, watch=None).progress(tiny_world.plan().tasks[1], 4, 8)
     assert told == [("wild", 3, 8)]
@@ -320,10 +326,14 @@ def test_neither_name_nor_storage_of_a_run_is_in_its_packs(tiny_world: TinyWorld
     digests = []
     for config in (tiny_world.config("name-1"), tiny_world.config("name-2", storage=join(s3, "runs"))):
         with tiny_world.run(config) as (run, ledger):
-            learn_remaining(tiny_world.plan(config), ledger, "cpu")
+            list(learn_remaining(tiny_world.plan(config), ledger, "cpu"))
             digests.append(run.packs)
         # The next start finds them learnt.
         with tiny_world.run(config) as (run, ledger):
-            assert (run.epoch, len(ledger.packs()), ledger.seen(ledger.packs()).text.shape) == (2, 2, (5, 32))
+            assert (run.epoch, len(ledger.packs()), read_seen(ledger, ledger.packs(), 32).text.shape) == (
+                2,
+                2,
+                (5, 32),
+            )
     assert digests[0] == digests[1]
     assert len(digests[0]) == 2

@@ -24,7 +24,7 @@ class WorkerFailure(Exception):
 
 
 def start(monkeypatch: pytest.MonkeyPatch, fit: Any) -> Background:
-    monkeypatch.setattr(training, "fit_tasks", fit)
+    monkeypatch.setattr(training, "fit_remaining", fit)
     nothing: Any = None
     return Background(nothing, nothing, nothing, "/nowhere", "name")
 

@@ -37,6 +37,8 @@ def check_name(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(check_name)]
 """A name that is safe as one part of a path."""
+ALL_DOMAINS = "all domains"
+"""Stands for a domain's name where several are learnt at once; no domain can be called so."""
 
 
 def absolute(location: str, base: str | Path = "") -> str:

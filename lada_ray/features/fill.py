@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lada_ray.domains.base import Domain, Sample
 from lada_ray.encoder import EncoderSpec
@@ -12,6 +12,7 @@ from lada_ray.features.bank import FeatureBank
 from lada_ray.features.extract import Extraction, Gap, Pool, extract
 from lada_ray.features.index import BadImage, FileIndex, fill_index
 from lada_ray.features.selection import Selection, emptied, select
+from lada_ray.views import training_views
 
 Progress = Callable[[str, int, int], None]
 SHOWN = 20
@@ -54,6 +55,16 @@ class Images:
                 found.setdefault((self.hashes[sample.uri], view), sample)
         return found
 
+    def with_views(self, views: int) -> Images:
+        """The same images under another number of augmented views."""
+        changed = [replace(s, views=tuple(training_views(s.domain.augment, views))) for s in self.selections]
+        return replace(self, selections=changed)
+
+    def in_order(self, names: Sequence[str]) -> Images:
+        """The same images with the domains in another order."""
+        selections = {s.domain.name: s for s in self.selections}
+        return replace(self, selections=[selections[name] for name in names])
+
 
 def choose_images(
     domains: Sequence[Domain],
@@ -92,9 +103,8 @@ def choose_images(
         images.spoilt |= {uri: reasons[sha] for uri, sha in hashes.items() if sha in reasons}
 
 
-def find_gaps(images: Images, bank: FeatureBank) -> list[Gap]:
-    """What the bank lacks, an image at a time, in stream order."""
-    pairs = images.pairs()
+def find_gaps(pairs: Mapping[tuple[str, str], Sample], bank: FeatureBank) -> list[Gap]:
+    """What the bank lacks of the (SHA-256, view) `pairs`, an image at a time, in their order."""
     missing = bank.missing([sha for sha, _ in pairs], [view for _, view in pairs])
     gaps: dict[str, tuple[str, list[str]]] = {}
     for ((sha, view), sample), absent in zip(pairs.items(), missing, strict=True):
@@ -108,28 +118,38 @@ def fill_bank(
     spec: EncoderSpec,
     bank: FeatureBank,
     index: FileIndex,
-    choice: Choice,
+    choices: Sequence[Choice],
     pool: Pool,
     run: str,
     progress: Progress,
-) -> tuple[Images, Extraction]:
+) -> tuple[list[Images], Extraction]:
     """Encode everything a run needs that is not in the bank; bad images cost themselves and are replaced.
 
+    Args:
+        domains: the listed domains.
+        spec: the encoder.
+        bank: where its features are.
+        index: what is known of the domains' files.
+        choices: what to choose; several, for jobs that learn more than one stream.
+        pool: the encoder actors.
+        run: id of the run.
+        progress: called with ("hash" or "encode", done, to do).
+
     Returns:
-        The chosen images, all of them in the bank, and what the encoding did.
+        The chosen images of each choice, all of them in the bank, and what the encoding did.
 
     Raises:
-        InputError: more than `choice.max_bad_share` of the images are bad, or a class has none left.
+        InputError: more than `max_bad_share` of the images are bad, or a class has none left.
     """
     bank.table.adopt()
     total = Extraction()
     before: list[Gap] = []
     while True:
-        images = choose_images(domains, index, choice, run, progress, total.unread)
+        images = [choose_images(domains, index, choice, run, progress, total.unread) for choice in choices]
+        pairs = {key: sample for some in images for key, sample in some.pairs().items()}
         # Noted before anything is encoded: nobody removes meanwhile what is added now.
-        pairs = images.pairs()
         bank.note_needs(run, [sha for sha, _ in pairs], [view for _, view in pairs])
-        gaps = find_gaps(images, bank)
+        gaps = find_gaps(pairs, bank)
         if not gaps:
             return images, total
         if gaps == before:

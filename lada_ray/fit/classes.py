@@ -109,10 +109,7 @@ def fit_classes(
     """
     import ray
 
-    wanted = [Missing(d, "memory", vectors) for d in domains] + [
-        Missing(d, "mixture", components) for d in domains
-    ]
-    missing = [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
+    missing = _missing(bank, domains, vectors, components)
     load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
     features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
     pending: dict[Any, int] = {}
@@ -122,6 +119,27 @@ def fit_classes(
         key = m.images.key(m.kind, m.number)
         pending[gather.remote(bank.store, m.kind, key, *chunks)] = len(m.images.classes)
     return _collect(pending, progress)
+
+
+def fit_classes_here(
+    bank: FeatureBank, domains: Sequence[ClassImages], vectors: int, components: int
+) -> None:
+    """The same in this process, which is one of many that do not wait for each other; arguments as of `fit_classes`."""
+    for m in _missing(bank, domains, vectors, components):
+        features = _features(bank, m.images)
+        chunks = [
+            _fit_chunk(features, m.kind, m.number, start) for start in range(0, len(m.images.classes), CHUNK)
+        ]
+        _gather(bank.store, m.kind, m.images.key(m.kind, m.number), *chunks)
+
+
+def _missing(
+    bank: FeatureBank, domains: Sequence[ClassImages], vectors: int, components: int
+) -> list[Missing]:
+    wanted = [Missing(d, "memory", vectors) for d in domains] + [
+        Missing(d, "mixture", components) for d in domains
+    ]
+    return [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
 
 
 def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Learning tasks one after another in one Ray Train run.
+"""LADA's tasks, learnt one after another in one Ray Train run.
 
 A Train run costs seconds to start, so one serves all remaining tasks. After each, rank 0 commits what was learnt; a
 restarted worker reads what is committed and the newest training state, and goes on from there bit by bit.
@@ -11,97 +11,24 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lada_ray.encoder import Encoder, EncoderSpec, load_encoder
-from lada_ray.features.bank import FeatureBank
+from lada_ray.encoder import Encoder, load_encoder
 from lada_ray.features.text import read_text
-from lada_ray.fit.classes import ClassImages, MemoryInit, Mixtures, read_memory, read_mixtures
+from lada_ray.fit.classes import MemoryInit, Mixtures, read_memory, read_mixtures
+from lada_ray.fit.plan import FitPlan, Fitted, Ledger, TaskPlan, Tensors
 from lada_ray.method.learner import Learnt, Seen, TaskData, TaskLearner
-from lada_ray.method.settings import LadaSettings
 from lada_ray.method.tuner import CausalTextTower
 
 # Training state is written this often; at most this much work is repeated after a kill.
 CHECKPOINT_EVERY_S = 10.0
 MAX_FAILURES = 3
-
-
-@dataclass(frozen=True)
-class TaskPlan:
-    """One task to learn, by reference: nothing here grows with the images' pixels or features."""
-
-    position: int
-    domain: str
-    shas: tuple[str, ...]
-    """Content hashes of the n training images."""
-    labels: tuple[int, ...]
-    """Class of each within the task."""
-    views: tuple[str, ...]
-    """Views to train on."""
-    prompts: tuple[str, ...]
-    """One per class."""
-    epochs: int
-
-    @property
-    def images(self) -> ClassImages:
-        """The training images grouped by class."""
-        return ClassImages.of(self.shas, np.array(self.labels, np.int64))
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """Everything a training worker needs besides what is in storage."""
-
-    tasks: tuple[TaskPlan, ...]
-    """All tasks of the stream, learnt ones too."""
-    spec: EncoderSpec
-    bank: FeatureBank
-    tau: float
-    settings: LadaSettings
-    seed: int
-    threads: int
-    """torch threads of a worker; they decide speed and may decide last bits."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a task leaves behind, and what is worth knowing about how it went."""
-
-    learnt: Learnt
-    init: MemoryInit
-    mixtures: Mixtures
-    losses: list[float]
-    """Mean loss per epoch."""
-    started: float
-    seconds: float
-
-
-class Ledger(Protocol):
-    """Where learnt tasks are committed. Called from training workers."""
-
-    def packs(self) -> tuple[str, ...]:
-        """Digests of the committed tasks' packs, in order."""
-
-    def seen(self, packs: tuple[str, ...]) -> Seen:
-        """State after these packs."""
-
-    def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
-        """Commit the next task after `parent`; returns its digest. Raises LostLease if another process owns the run."""
-
-    def save_checkpoint(self, data: bytes) -> None:
-        """Keep the newest training state."""
-
-    def load_checkpoint(self) -> bytes | None:
-        """The newest training state, if any."""
-
-    def progress(self, task: TaskPlan, step: int, steps: int) -> None:
-        """Tell whoever watches; must be quick."""
 
 
 def _alone(value: Any) -> Any:
@@ -147,7 +74,7 @@ def fit_tasks(plan: FitPlan, ledger: Ledger, resources: TrainResources, storage:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    path, filesystem = _train_storage(storage)
+    path, filesystem = train_storage(storage)
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"plan": plan, "ledger": ledger},
@@ -171,8 +98,8 @@ def _per_worker(resources: TrainResources) -> dict[str, float]:
     return {"CPU": resources.cpus, **gpus}
 
 
-def _train_storage(storage: str) -> tuple[str, Any]:
-    """Ray Train reads object stores through pyarrow, which needs a custom S3 endpoint spelled out."""
+def train_storage(storage: str) -> tuple[str, Any]:
+    """Path and file system for Ray, which reads object stores through pyarrow: a custom S3 endpoint is spelled out."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
     if not (storage.startswith("s3://") and endpoint):
@@ -195,7 +122,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     team = Team(context.get_world_rank(), context.get_world_size())
     if team.size > 1:
         team = replace(team, all_reduce=torch.distributed.all_reduce, agree=_agree)
-    learn_remaining(plan, config["ledger"], ray.train.torch.get_device(), team)
+    for _ in learn_tasks(plan, config["ledger"], ray.train.torch.get_device(), team):
+        pass
 
 
 def _agree(value: Any) -> Any:
@@ -204,28 +132,31 @@ def _agree(value: Any) -> Any:
     return box[0]
 
 
-def learn_remaining(
+def learn_tasks(
     plan: FitPlan, ledger: Ledger, device: torch.device | str, team: Team | None = None
-) -> None:
-    """Learn and commit the tasks that are not committed, in order; what a training worker does."""
+) -> Iterator[str]:
+    """Learn and commit the tasks that are not committed, in order; what a training worker does.
+
+    Yields:
+        The digest of each pack that was committed (of the newest one before, on workers that commit nothing).
+    """
     team = team or Team()
     encoder = _text_encoder(plan)
     tower = None if encoder is None else CausalTextTower(encoder.model)
     packs = team.agree(ledger.packs())
-    seen, parent = ledger.seen(packs), packs[-1] if packs else None
+    seen, parent = read_seen(ledger, packs, plan.bank.width), packs[-1] if packs else None
     for task in plan.tasks[len(packs) :]:
-        init = read_memory(plan.bank, task.images, plan.settings.memory_per_class)
-        mixtures = read_mixtures(plan.bank, task.images, plan.settings.mixture_components)
-        data = _task_data(plan, task, init, None if encoder is None else encoder.tokenize(task.prompts))
+        data = _task_data(plan, task, encoder)
         settings = replace(plan.settings, epochs=task.epochs)
         shard = (team.rank, team.size)
         learner = TaskLearner(
             data, seen, tower, plan.tau, settings, plan.seed, device, shard, team.all_reduce
         )
-        fitted = _fit(plan, task, learner, ledger, init, mixtures, team)
+        fitted = _fit(plan, task, learner, ledger, team)
         if team.chief:
             parent = ledger.commit(task, fitted, parent)
-        seen = extend(seen, fitted.learnt, init, mixtures)
+        seen = extend(seen, fitted.tensors)
+        yield parent or ""
 
 
 def _text_encoder(plan: FitPlan) -> Encoder | None:
@@ -237,29 +168,50 @@ def _text_encoder(plan: FitPlan) -> Encoder | None:
     return encoder
 
 
-def _task_data(
-    plan: FitPlan, task: TaskPlan, init: MemoryInit, tokens: npt.NDArray[np.int64] | None
-) -> TaskData:
+def _task_data(plan: FitPlan, task: TaskPlan, encoder: Encoder | None) -> TaskData:
+    init = _read_init(plan, task)
     return TaskData(
         position=task.position,
-        views=plan.bank.fetch(task.shas, task.views),
-        labels=np.array(task.labels, np.int64),
+        views=_views(plan, task),
+        labels=task.labels,
         memory=init.memory,
         mask=init.mask,
-        text=read_text(plan.bank, task.prompts),
-        tokens=tokens,
+        text=np.concatenate([read_text(plan.bank, part.prompts) for part in task.parts]),
+        tokens=None
+        if encoder is None
+        else encoder.tokenize([p for part in task.parts for p in part.prompts]),
     )
 
 
-def _fit(
-    plan: FitPlan,
-    task: TaskPlan,
-    learner: TaskLearner,
-    ledger: Ledger,
-    init: MemoryInit,
-    mixtures: Mixtures,
-    team: Team,
-) -> Fitted:
+def _views(plan: FitPlan, task: TaskPlan) -> npt.NDArray[np.float32]:
+    """Features of the views to train on, [n, V, d]; a part with fewer views than another has each more often."""
+    parts = [plan.bank.fetch(part.shas, part.views) for part in task.parts]
+    most = max(part.shape[1] for part in parts)
+    return np.concatenate([part[:, np.arange(most) % part.shape[1]] for part in parts])
+
+
+def _read_init(plan: FitPlan, task: TaskPlan) -> MemoryInit:
+    """The initial memory of all classes of a task."""
+    parts = [read_memory(plan.bank, part.images, plan.settings.memory_per_class) for part in task.parts]
+    init = parts[0]
+    for part in parts[1:]:
+        init = MemoryInit(*_stacked(init.memory, init.mask, part.memory, part.mask))
+    return init
+
+
+def _read_mixtures(plan: FitPlan, task: TaskPlan) -> Mixtures:
+    """The mixtures of all classes of a task."""
+    parts = [read_mixtures(plan.bank, part.images, plan.settings.mixture_components) for part in task.parts]
+    starts = np.cumsum([0, *(len(part.prompts) for part in task.parts)])
+    return Mixtures(
+        means=np.concatenate([m.means for m in parts]),
+        variances=np.concatenate([m.variances for m in parts]),
+        weights=np.concatenate([m.weights for m in parts]),
+        labels=np.concatenate([m.labels + start for m, start in zip(parts, starts, strict=False)]),
+    )
+
+
+def _fit(plan: FitPlan, task: TaskPlan, learner: TaskLearner, ledger: Ledger, team: Team) -> Fitted:
     """Step until done, going on from the newest checkpoint of this task and leaving one now and then."""
     started = time.time()
     losses = _resume(plan, task, learner, team.agree(ledger.load_checkpoint()))
@@ -277,7 +229,19 @@ def _fit(
         losses[i : i + learner.steps_per_epoch] for i in range(0, len(losses), learner.steps_per_epoch)
     ]
     means = [sum(part) / len(part) for part in per_epoch]
-    return Fitted(learner.learnt(), init, mixtures, means, started, time.time() - started)
+    mixtures = _read_mixtures(plan, task)
+    tensors = pack_tensors(learner.learnt(), learner.task.mask, mixtures)
+    counts = {"mixture_components": len(mixtures.weights)}
+    return Fitted(tensors, started, time.time() - started, means, counts)
+
+
+def pack_tensors(learnt: Learnt, mask: npt.NDArray[np.bool_], mixtures: Mixtures) -> Tensors:
+    """What a pack keeps of a task of c classes with M mixture components.
+
+    Returns:
+        text [c, d], memory [c, L, d], mask [c, L] uint8, means [M, d], variances [M], weights [M], labels [M].
+    """
+    return {"text": learnt.text, "memory": learnt.memory, "mask": mask.astype(np.uint8), **asdict(mixtures)}
 
 
 def _checkpoint(plan: FitPlan, task: TaskPlan, learner: TaskLearner, losses: list[float]) -> bytes:
@@ -304,28 +268,39 @@ def checkpoint_key(plan: FitPlan, task: TaskPlan) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def extend(seen: Seen, learnt: Learnt, init: MemoryInit, mixtures: Mixtures) -> Seen:
-    """The state after one more task: its classes follow those seen."""
-    memory, mask = _padded(seen, learnt.memory, init.mask)
+def read_seen(ledger: Ledger, packs: Sequence[str], width: int) -> Seen:
+    """The state after these packs."""
+    seen = Seen.nothing(width)
+    for digest in packs:
+        seen = extend(seen, ledger.tensors(digest))
+    return seen
+
+
+def extend(seen: Seen, pack: Mapping[str, npt.NDArray[Any]]) -> Seen:
+    """The state after one more pack: its classes follow those seen."""
+    memory, mask = _stacked(seen.memory, seen.mask, pack["memory"], pack["mask"].astype(np.bool_))
     return Seen(
-        text=np.concatenate([seen.text, learnt.text]),
+        text=np.concatenate([seen.text, pack["text"]]),
         memory=memory,
         mask=mask,
-        means=np.concatenate([seen.means, mixtures.means]),
-        variances=np.concatenate([seen.variances, mixtures.variances]),
-        weights=np.concatenate([seen.weights, mixtures.weights]),
-        labels=np.concatenate([seen.labels, mixtures.labels + len(seen.text)]),
+        means=np.concatenate([seen.means, pack["means"]]),
+        variances=np.concatenate([seen.variances, pack["variances"]]),
+        weights=np.concatenate([seen.weights, pack["weights"]]),
+        labels=np.concatenate([seen.labels, pack["labels"] + len(seen.text)]),
     )
 
 
-def _padded(
-    seen: Seen, memory: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]
+def _stacked(
+    memory: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    more: npt.NDArray[np.float32],
+    more_mask: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Old and new memory with a common number of vectors per class."""
-    length = max(seen.memory.shape[1], memory.shape[1])
+    """Memory of two groups of classes with a common number of vectors per class."""
+    length = max(memory.shape[1], more.shape[1])
 
     def pad(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         missing = length - array.shape[1]
         return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2))
 
-    return np.concatenate([pad(seen.memory), pad(memory)]), np.concatenate([pad(seen.mask), pad(mask)])
+    return np.concatenate([pad(memory), pad(more)]), np.concatenate([pad(mask), pad(more_mask)])

@@ -10,7 +10,7 @@ from torch import Tensor
 Fusion = Literal["gated", "additive"]
 
 
-def predict(text_logits: Tensor, memory_logits: Tensor, alpha: float, fusion: Fusion = "gated") -> Tensor:
+def predict(text_logits: Tensor, logits: Tensor, seen: int, fusion: Fusion = "gated") -> Tensor:
     """Predicted class indices among seen and unseen classes.
 
     "gated", as published: c = argmax of the text logits over all classes; an unseen c is the prediction, else
@@ -18,22 +18,20 @@ def predict(text_logits: Tensor, memory_logits: Tensor, alpha: float, fusion: Fu
     text_j + α memory_j for seen and text_j for unseen ones; it shows what the gate is worth.
 
     Args:
-        text_logits: τ z·t̂_j, [N, C + U], seen classes first.
-        memory_logits: [N, C].
-        alpha: weight α of the memory logits.
+        text_logits: τ z·t̂_j, [N, C + U], seen classes first; what the gate asks.
+        logits: text_j + α memory_j, or what another learner makes of its seen classes, [N, C + U].
+        seen: C.
         fusion: see above.
 
     Returns:
         [N] int64.
     """
-    seen = memory_logits.shape[1]
     if fusion == "additive":
-        return add_memory(text_logits, memory_logits, alpha).argmax(dim=1)
+        return logits.argmax(dim=1)
     gate = text_logits.argmax(dim=1)
     if seen == 0:
         return gate
-    learnt = (text_logits[:, :seen] + alpha * memory_logits).argmax(dim=1)
-    return torch.where(gate < seen, learnt, gate)
+    return torch.where(gate < seen, logits[:, :seen].argmax(dim=1), gate)
 
 
 def add_memory(text_logits: Tensor, memory_logits: Tensor, alpha: float) -> Tensor:

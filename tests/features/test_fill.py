@@ -44,9 +44,10 @@ class Filling:
         return FileIndex(open_store(self.folder))
 
     def fill(self, domains: Sequence[Domain], choice: Choice, run: str = "r") -> tuple[Images, Extraction]:
-        return fill_bank(
-            domains, self.spec, self.bank, self.index, choice, Pool(1, 1, 0), run, lambda *_: None
+        (images,), extraction = fill_bank(
+            domains, self.spec, self.bank, self.index, [choice], Pool(1, 1, 0), run, lambda *_: None
         )
+        return images, extraction
 
 
 def fetched(filling: Filling, images: Images) -> dict[tuple[str, str], bytes]:
@@ -116,7 +117,7 @@ def test_a_restart_fills_the_gaps_with_the_same_bytes_and_more_views_extend(
     before = fetched(filling, images)
     lost = _lose_rows(filling.bank, share=0.4)
     assert 40 < lost < 160
-    assert sum(len(g.views) for g in find_gaps(images, filling.bank)) == lost
+    assert sum(len(g.views) for g in find_gaps(images.pairs(), filling.bank)) == lost
     images, done = filling.fill(tiny_domains, replace(ALL, views=3), "r")
     assert done.added == lost + 3 * 18
     after = fetched(filling, images)
@@ -181,7 +182,7 @@ def test_damaged_images_cost_themselves_and_are_replaced(
     assert len(selection.test) == 16 - 2
     # 6 shots under two views and 14 test images, two of which are the same picture.
     assert done.added == filling.bank.table.added_by("r") == 6 * 2 + 13
-    assert find_gaps(images, filling.bank) == []
+    assert find_gaps(images.pairs(), filling.bank) == []
 
     again, nothing = filling.fill([domain], choice, "second")
     assert (again.selections, again.bad, nothing.added) == (images.selections, images.bad, 0)

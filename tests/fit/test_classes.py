@@ -34,7 +34,7 @@ def test_keys_tell_kinds_numbers_and_images_apart() -> None:
 
 
 def test_the_fits_are_those_of_the_plain_functions(tiny_world: TinyWorld) -> None:
-    pets = tiny_world.plan().tasks[0]
+    (pets,) = tiny_world.plan().tasks[0].parts
     memory = read_memory(tiny_world.bank, pets.images, 2)
     mixtures = read_mixtures(tiny_world.bank, pets.images, 2)
     assert (memory.memory.shape, memory.memory.dtype, memory.mask.dtype) == ((3, 2, 32), np.float32, np.bool_)
@@ -52,8 +52,8 @@ def test_what_is_known_is_not_fitted_again(tiny_world: TinyWorld) -> None:
     assert tiny_world.fit_classes() == {}
     # Neither the run's seed nor its views nor the method's other settings play a part.
     other = tiny_world.config("other", seed=5, views=0, method={"beta": 3.0})
-    images = [task.images for task in tiny_world.plan(other).tasks]
-    assert images == [task.images for task in tiny_world.plan().tasks]
+    images = [task.parts[0].images for task in tiny_world.plan(other).tasks]
+    assert images == [task.parts[0].images for task in tiny_world.plan().tasks]
 
 
 def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from lada_ray.errors import IntegrityError
 from lada_ray.features.bank import FeatureBank
 from lada_ray.fit import task as module
-from lada_ray.fit.classes import MemoryInit, Mixtures, read_memory, read_mixtures
+from lada_ray.fit.classes import Mixtures, read_memory, read_mixtures
+from lada_ray.fit.plan import FitPlan, Fitted, TaskPlan, Tensors, TrainImages
 from lada_ray.fit.task import (
-    Fitted,
-    TaskPlan,
     Team,
     TrainResources,
     checkpoint_key,
     extend,
     fit_tasks,
-    learn_remaining,
+    learn_tasks,
+    pack_tensors,
 )
 from lada_ray.method.learner import Learnt, Seen
 from lada_ray.model import cached_pack
@@ -44,16 +46,14 @@ class MemoryLedger:
         self.fitted: list[Fitted] = []
         self.checkpoint: bytes | None = None
         self.width, self.checkpoints = width, 0
+        self.state: tuple[str, dict[str, npt.NDArray[Any]]] | None = None
         self.kill_at_checkpoint = self.kill_at_commit = -1
 
     def packs(self) -> tuple[str, ...]:
         return tuple(f"pack {i}" for i in range(len(self.fitted)))
 
-    def seen(self, packs: tuple[str, ...]) -> Seen:
-        seen = Seen.nothing(self.width)
-        for f in self.fitted[: len(packs)]:
-            seen = extend(seen, f.learnt, f.init, f.mixtures)
-        return seen
+    def tensors(self, digest: str) -> Tensors:
+        return self.fitted[int(digest.split()[1])].tensors
 
     def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
         assert task.position == len(self.fitted)
@@ -71,13 +71,24 @@ class MemoryLedger:
     def load_checkpoint(self) -> bytes | None:
         return self.checkpoint
 
+    def save_state(self, pack: str, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.state = (pack, dict(state))
+
+    def load_state(self, pack: str) -> Mapping[str, npt.NDArray[Any]] | None:
+        return self.state[1] if self.state and self.state[0] == pack else None
+
     def progress(self, task: TaskPlan, step: int, steps: int) -> None:
         assert 0 < step <= steps
 
 
+def learn_remaining(plan: FitPlan, ledger: MemoryLedger, device: str, team: Team | None = None) -> None:
+    for _ in learn_tasks(plan, ledger, device, team):
+        pass
+
+
 def same(a: Fitted, b: Fitted) -> bool:
-    arrays = [(f.learnt.text, f.learnt.memory, f.init.memory, f.mixtures.means) for f in (a, b)]
-    return a.losses == b.losses and all(np.array_equal(x, y) for x, y in zip(*arrays, strict=True))
+    assert a.tensors.keys() == b.tensors.keys()
+    return a.losses == b.losses and all(np.array_equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +105,11 @@ def _save_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tasks_are_learnt_in_order(tiny_world: TinyWorld, undisturbed: list[Fitted]) -> None:
     pets, wild = undisturbed
-    assert (pets.learnt.text.shape, wild.learnt.text.shape) == ((3, 32), (2, 32))
-    assert (pets.learnt.memory.shape, len(pets.losses), len(wild.losses)) == ((3, 2, 32), 4, 4)
+    assert (pets.tensors["text"].shape, wild.tensors["text"].shape) == ((3, 32), (2, 32))
+    assert (pets.tensors["memory"].shape, len(pets.losses), len(wild.losses)) == ((3, 2, 32), 4, 4)
     assert pets.losses[-1] < pets.losses[0]
-    init = read_memory(tiny_world.bank, tiny_world.plan().tasks[0].images, 2)
-    assert np.array_equal(pets.init.memory, init.memory)
-    assert np.abs(pets.learnt.memory - init.memory).max() > 1e-4
+    init = read_memory(tiny_world.bank, tiny_world.plan().tasks[0].parts[0].images, 2)
+    assert np.abs(pets.tensors["memory"] - init.memory).max() > 1e-4
 
 
 @pytest.mark.parametrize("checkpoint", [1, 5, 12, 13, STEPS])
@@ -147,11 +157,15 @@ def test_a_checkpoint_belongs_to_everything_that_decides_the_numbers(tiny_world:
         (plan, wild),
         (replace(plan, seed=1), pets),
         (replace(plan, settings=replace(plan.settings, lr=1.0)), pets),
-        (replace(plan, tasks=(replace(pets, shas=pets.shas[:-1]), wild)), wild),
+        (replace(plan, tasks=(replace(pets, parts=(shorter(pets.parts[0]),)), wild)), wild),
     ]
     assert len({checkpoint_key(p, t) for p, t in plans}) == len(plans)
     # What comes later, and how many threads there are, changes nothing.
     assert checkpoint_key(replace(plan, tasks=(pets,), threads=9), pets) == checkpoint_key(plan, pets)
+
+
+def shorter(part: TrainImages) -> TrainImages:
+    return replace(part, shas=part.shas[:-1], labels=part.labels[:-1])
 
 
 def test_nothing_is_trained_without_tuner_and_memory(tiny_world: TinyWorld) -> None:
@@ -160,7 +174,8 @@ def test_nothing_is_trained_without_tuner_and_memory(tiny_world: TinyWorld) -> N
     learn_remaining(tiny_world.plan(config), ledger, "cpu")
     pets = ledger.fitted[0]
     assert (pets.losses, ledger.checkpoints) == ([], 0)
-    assert np.array_equal(pets.learnt.memory, pets.init.memory)
+    init = read_memory(tiny_world.bank, tiny_world.plan(config).tasks[0].parts[0].images, 2)
+    assert np.array_equal(pets.tensors["memory"], init.memory)
 
 
 def test_another_encoder_than_the_features_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
@@ -186,14 +201,13 @@ def test_workers_agree_on_what_the_first_one_read(tiny_world: TinyWorld, undistu
 
 
 def test_extend_appends_classes_and_pads_memory() -> None:
-    def state(classes: int, length: int, value: float) -> tuple[Learnt, MemoryInit, Mixtures]:
+    def pack(classes: int, length: int, value: float) -> Tensors:
         memory = np.full((classes, length, 2), value, np.float32)
-        init = MemoryInit(memory * 0, np.ones((classes, length), np.bool_))
         ones = np.ones(classes, np.float32)
         mixtures = Mixtures(memory[:, 0], ones * value, ones, np.arange(classes))
-        return Learnt(memory[:, 0], memory), init, mixtures
+        return pack_tensors(Learnt(memory[:, 0], memory), np.ones((classes, length), np.bool_), mixtures)
 
-    seen = extend(extend(Seen.nothing(2), *state(2, 1, 1.0)), *state(1, 3, 2.0))
+    seen = extend(extend(Seen.nothing(2), pack(2, 1, 1.0)), pack(1, 3, 2.0))
     assert seen.text[:, 0].tolist() == [1, 1, 2]
     assert seen.memory[..., 0].tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
     assert seen.mask.tolist() == [[True, False, False]] * 2 + [[True] * 3]
@@ -220,5 +234,5 @@ def test_ray_train_gives_the_same_packs_with_any_number_of_workers(tiny_world: T
         a, b = cached_pack(one_uri, digest).tensors, cached_pack(two_uri, other).tensors
         for name in ("text", "memory"):
             assert np.abs(a[name] - b[name]).max() < 1e-4 * np.abs(a[name]).max(), name
-    assert read_mixtures(tiny_world.bank, tiny_world.plan().tasks[0].images, 2).means.shape[1] == 32
+    assert read_mixtures(tiny_world.bank, tiny_world.plan().tasks[0].parts[0].images, 2).means.shape[1] == 32
     assert uri != one_uri

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lada_ray.method.fusion import add_memory, predict
+from lada_ray.method import fusion as module
+from lada_ray.method.fusion import Fusion, add_memory
 
 # Classes 0 and 1 are seen, 2 and 3 unseen.
 TEXT = torch.tensor(
@@ -17,6 +18,10 @@ TEXT = torch.tensor(
     ]
 )
 MEMORY = torch.tensor([[0.0, 6.0], [0.0, 4.5], [9.0, 0.0], [1.0, 0.0]])
+
+
+def predict(text: torch.Tensor, memory: torch.Tensor, alpha: float, fusion: Fusion = "gated") -> torch.Tensor:
+    return module.predict(text, add_memory(text, memory, alpha), memory.shape[1], fusion)
 
 
 def test_gated() -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lada_ray.method import draws, memory, objective
-from lada_ray.method.fusion import predict
+from lada_ray.method.fusion import add_memory, predict
 from lada_ray.method.learner import Learnt, Seen, TaskData, TaskLearner
 from lada_ray.method.memory import init_memory, stack_memory
 from lada_ray.method.mixture import fit_mixture
@@ -414,7 +414,7 @@ def accuracy(seen: Seen, settings: LadaSettings, seed: int) -> list[float]:
         )
         text = class_logits(unit, classes, TAU, 0, 1)
         remembered = class_logits(unit, classes, TAU, 1, settings.beta) - text
-        chosen = predict(text, remembered, settings.alpha)
+        chosen = predict(text, add_memory(text, remembered, settings.alpha), remembered.shape[1])
         right.append(100 * float((chosen.numpy() == labels).mean()))
     return right
 
