@@ -182,6 +182,8 @@ def _help(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default is None and "(null: " in meaning:
         return meaning.replace("(null: ", "(default null: ")
+    if _is_list(field.annotation):
+        return f"{meaning} (default: {','.join(map(str, default)) or 'none'})"
     return f"{meaning} (default: {default if isinstance(default, str) else json.dumps(default)})"
 
 
@@ -192,8 +194,17 @@ def _metavar(annotation: Any) -> str:
     options = [option for option in get_args(annotation) if option is not type(None)]
     if options and type(None) in get_args(annotation):
         return _metavar(options[0]) if len(options) == 1 else "VALUE"
+    if _is_list(annotation):
+        return f"{_metavar(get_args(annotation)[0])},..."
     words = {int: "INT", float: "NUMBER", bool: "{true,false}", str: "TEXT"}
     return words.get(annotation, "JSON")
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether it is a list of words or numbers, which are separated by commas."""
+    inner = get_args(annotation)
+    plain = bool(inner) and (inner[0] in (int, float, str) or get_origin(inner[0]) is Literal)
+    return get_origin(annotation) is tuple and inner[1:] == (...,) and plain
 
 
 def _given(
@@ -216,11 +227,13 @@ def _given(
 
 
 def _value(text: Any, annotation: Any) -> Any:
-    """Read a flag's text: JSON (or YAML) for lists and mappings, null where it is allowed, else the text."""
+    """Read a flag's text: null where it is allowed, words separated by commas, JSON (or YAML), or the text itself."""
     if not isinstance(text, str):
         return text
     if text == "null" and type(None) in get_args(annotation):
         return None
+    if _is_list(annotation):
+        return [part.strip() for part in text.split(",") if part.strip()]
     return yaml.safe_load(text) if _metavar(annotation) == "JSON" else text
 
 

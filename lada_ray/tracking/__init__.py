@@ -1,6 +1,7 @@
 """MLflow: a projection of the run folder, made by the driver.
 
-One parent run per stream, one nested run per task. Whatever is logged comes from the run folder (`tasks/`,
+One parent run per stream, one nested run per task; one parent per comparison or sweep, one nested run per
+stream or trial of it. Whatever a stream logs comes from the run folder (`tasks/`,
 `rows/`, `model/model.json`, `metrics.json` and the files beside it), and tags say what is logged already. So
 logging while the stream runs, repairing after a kill, and `jobs/log_run.py` long afterwards are one thing:
 log what is missing. An MLflow that cannot be reached never costs learning: the run goes on with a warning.
@@ -12,12 +13,14 @@ importing it takes a second or two, a fresh SQLite database about two more. `Bac
     folder, points     what the run folder tells, as metrics and params
     stream_run         the runs of one stream in one MLflow
     tracker            what the stream calls
+    group              what comparisons and sweeps call
     repair, registry   logging a run later; loading a model
 """
 
 from lada_ray.config import hide_password
 from lada_ray.tracking.connection import client_environment, quiet_client, upload_artifacts
 from lada_ray.tracking.folder import RunFolder
+from lada_ray.tracking.group import Group
 from lada_ray.tracking.points import flat_params, metric_name
 from lada_ray.tracking.registry import load
 from lada_ray.tracking.repair import log_run
@@ -26,6 +29,7 @@ from lada_ray.tracking.uri import how_to_open
 
 __all__ = [
     "BackgroundTracker",
+    "Group",
     "RunFolder",
     "Tracker",
     "client_environment",

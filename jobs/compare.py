@@ -1,0 +1,76 @@
+"""Compare learners, and LADA with its own parts, on one stream; every image is encoded once for all of them.
+
+python jobs/compare.py --config configs/demo.yaml
+python jobs/compare.py --config configs/demo.yaml --methods lada,rail_dual --ablations all --seeds 0,1,2,3,4
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from lada_ray.command_line import JobFlags, parse_command_line
+from lada_ray.config import StreamConfig
+from lada_ray.console import Console, quiet_libraries
+from lada_ray.errors import LadaError
+from lada_ray.store import join
+
+Method = Literal["zero_shot", "ncm", "rail_primal", "rail_dual", "lada", "joint"]
+Ablation = Literal["no_tuner", "no_memory", "no_replay", "no_noise", "ungated"]
+
+
+class Flags(JobFlags):
+    """What this job can be told besides the configuration."""
+
+    methods: tuple[Method, ...] = get_args(Method)
+    """Learners to compare."""
+    ablations: tuple[Ablation, ...] = ()
+    """Parts of LADA to leave out, one at a time; or all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """What decides shots, initial weights, batches, views and noise."""
+    orders: int = Field(default=1, ge=1)
+    """Orders of the domains: the configured one, then random permutations."""
+    baseline: str = "lada"
+    """What the others are compared with, pair by pair."""
+    fresh: bool = False
+    """Forget what was learnt in an earlier comparison of this name, and start over."""
+
+    @field_validator("ablations", mode="before")
+    @classmethod
+    def _all(cls, value: Any) -> Any:
+        return get_args(Ablation) if value in ("all", ["all"]) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    quiet_libraries()
+    # What schedulers send: end like on Ctrl-C, with the lease released and MLflow told.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        config, flags = parse_command_line(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
+        return run(config, flags, Console())
+    except LadaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+
+
+def run(config: StreamConfig, flags: Flags, console: Console) -> int:
+    """Do what was asked for; returns the exit code."""
+    # Imported when the command line is known to be good: it takes seconds.
+    from lada_ray.compare import Grid, compare, show
+
+    grid = Grid(flags.methods, flags.ablations, flags.seeds, flags.orders, flags.baseline)
+    folder = join(config.storage, f"{config.name}.compare")
+    console.say(f"{config.name}: {len(grid.cells())} streams of {len(config.domains)} domains -> {folder}")
+    show(grid, compare(config, grid, console, flags.fresh), console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
