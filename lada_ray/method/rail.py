@@ -43,7 +43,8 @@ class RailPrimal:
         seed: of the projection.
         dimensions: D.
         ridge: λ.
-        dtype: of the inverse P and of all sums; P takes D² of them (0.9 GB in float32 at 15 000).
+        dtype: of the inverse P and of all sums; P takes D² of them, 0.9 GB in float32 at 15 000. Outputs
+            differ from float64's by less than 1e-5 (measured: 1 200 images at D = 15 000, 30 000 at 1 500).
         device: where P lives.
     """
 
@@ -53,7 +54,7 @@ class RailPrimal:
         seed: int,
         dimensions: int = DIMENSIONS,
         ridge: float = PRIMAL_RIDGE,
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
         self.width, self.seed, self.dimensions = width, seed, dimensions
