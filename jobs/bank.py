@@ -15,7 +15,7 @@ from lada_ray.console import quiet_libraries
 from lada_ray.domains.base import STRICT
 from lada_ray.errors import InputError, LadaError
 from lada_ray.features.bank import FeatureBank, banks
-from lada_ray.report import size
+from lada_ray.page import size
 from lada_ray.store import open_store
 
 

@@ -41,6 +41,8 @@ class Flags(JobFlags):
     @field_validator("ablations", mode="before")
     @classmethod
     def _all(cls, value: Any) -> Any:
+        if value in ("none", ["none"]):
+            return ()
         return get_args(Ablation) if value in ("all", ["all"]) else value
 
 

@@ -1,32 +1,27 @@
 """What a stream's results look like: the printed table, the picture, and `report.html`.
 
 Nothing here reads storage or knows about Ray: the caller hands in plain data (`ReportData`) and gets text or
-bytes. The page is one self-contained file, without scripts and with nothing loaded from elsewhere; whatever
-comes from users (names, paths, reasons) is escaped by the template engine. Its layout is `report.html.jinja`.
+bytes. The page's layout is `report.html.jinja`.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lada_ray.metrics import StreamMetrics, stream_metrics
+from lada_ray.page import number, page_environment, shorten
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ZERO_SHOT = "zero-shot"
 METRIC_ROWS = {
     "transfer": "Transfer",
@@ -37,13 +32,12 @@ METRIC_ROWS = {
 }
 NUMBERS_UP_TO = 20  # domains; beyond that a cell is too small to print its accuracy in
 CELL_WIDTH = len("100.0")
+NAME_WIDTH = 30
 PLAIN_WIDTH = 120  # columns assumed for a log file or a pipe
 STAGE_COLOURS = (
     "#2f6fb2", "#e58a2b", "#3f9a6b", "#8e6bbf", "#c9504f",
     "#5fb3c8", "#b59a2d", "#d877a5", "#7a6a58", "#4a5a8c",
 )  # fmt: skip
-UNDEFINED = "\u2013"  # en dash
-MINUS = "\u2212"
 IDLE_STAGES = {"waiting": "#c9ced6", "other": "#dde1e7"}
 
 
@@ -188,22 +182,6 @@ def matrix_table(
     return _table_by_task(accuracy, zero_shot, first, min(cell, 14))
 
 
-def shorten(name: str, width: int) -> str:
-    """Cut a name in its middle, so that names which differ at either end stay different.
-
-    Args:
-        name: any text.
-        width: characters allowed, at least 3.
-
-    Returns:
-        at most `width` characters: `caltech101` in 7 is `cal…101`.
-    """
-    if len(name) <= width:
-        return name
-    tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
-
-
 def column_names(names: Sequence[str], width: int) -> list[str]:
     """Headings of at most three lines of `width` characters, all different.
 
@@ -235,7 +213,7 @@ def _table_by_task(
     accuracy: pd.DataFrame, zero_shot: Mapping[str, float] | None, first: int, width: int
 ) -> Table:
     domains = [str(name) for name in accuracy.columns]
-    table = _new_table()
+    table = new_table()
     table.add_column("learnt", no_wrap=True, style="bold")
     for heading in [*column_names(domains, width), "mean"]:
         table.add_column(heading, justify="right", vertical="bottom", min_width=CELL_WIDTH)
@@ -257,20 +235,64 @@ def _table_by_domain(accuracy: pd.DataFrame, zero_shot: Mapping[str, float] | No
     columns = {ZERO_SHOT: _zero_shot_row(accuracy, zero_shot)} if zero_shot else {}
     columns["learnt"] = just_learnt(accuracy)
     columns |= {heading: getattr(metrics, name) for name, heading in METRIC_ROWS.items()}
-    table = _new_table()
+    table = new_table()
     table.add_column("domain", no_wrap=True, style="bold")
     for heading in columns:
         table.add_column(heading, justify="right", min_width=CELL_WIDTH)
     room = max(width - sum(max(len(heading), CELL_WIDTH) + 1 for heading in columns) - 1, 8)
     for k, domain in enumerate(accuracy.columns):
-        cells = [_number(values[k]) for values in columns.values()]
+        cells = [number(values[k]) for values in columns.values()]
         table.add_row(shorten(str(domain), room), *cells, end_section=k == accuracy.shape[1] - 1)
-    table.add_row("mean", *(_number(mean_of_defined(values)) for values in columns.values()))
+    table.add_row("mean", *(number(mean_of_defined(values)) for values in columns.values()))
     return table
 
 
-def _new_table() -> Table:
+def new_table() -> Table:
+    """An empty table for the terminal, as all results are printed."""
     return Table(box=box.HORIZONTALS, padding=0, header_style="bold", border_style="dim", show_edge=False)
+
+
+def print_columns(console: Console, names: Sequence[str], columns: Mapping[str, Sequence[Text]]) -> None:
+    """Print a table; columns that do not fit stand in a table of their own below.
+
+    Args:
+        console: where to print.
+        names: of the rows.
+        columns: by heading, which may have several lines, a cell per row.
+    """
+    shown = row_names(names, min(NAME_WIDTH, max(console.width // 3, 8)))
+    room = console.width - max(map(len, shown)) - 1
+    for headings in _chunks(columns, room):
+        table = new_table()
+        table.add_column("", no_wrap=True, style="bold")
+        for heading in headings:
+            table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+        for i, name in enumerate(shown):
+            table.add_row(Text(name), *(columns[heading][i] for heading in headings))
+        console.print(table)
+
+
+def _chunks(columns: Mapping[str, Sequence[Text]], room: int) -> list[list[str]]:
+    """Share columns out to tables that fit into `room` characters each, at least one column to a table."""
+    chunks: list[list[str]] = []
+    left = 0
+    for heading, cells in columns.items():
+        needed = max(*map(len, heading.split("\n")), *map(len, cells)) + 1
+        if not chunks or needed > left:
+            chunks.append([])
+            left = room
+        chunks[-1].append(heading)
+        left -= needed
+    return chunks
+
+
+def row_names(names: Sequence[str], width: int) -> list[str]:
+    """Names on one line of at most `width` characters; those that would come out alike begin with their number."""
+    short = [shorten(" ".join(name.split()), width) for name in names]
+    return [
+        shorten(f"{position}:{name}", width) if short.count(cut) > 1 else cut
+        for position, (name, cut) in enumerate(zip(names, short, strict=True), start=1)
+    ]
 
 
 def _cells(values: Sequence[float] | np.ndarray, learnt: int | None = None) -> list[Text]:
@@ -278,15 +300,8 @@ def _cells(values: Sequence[float] | np.ndarray, learnt: int | None = None) -> l
     styles = [
         "" if learnt is None or k < learnt else "bold" if k == learnt else "dim" for k in range(len(values))
     ]
-    cells = [Text(_number(value), style=style) for value, style in zip(values, styles, strict=True)]
-    return [*cells, Text(_number(mean_of_defined(np.asarray(values, dtype=float))), style="bold")]
-
-
-def _number(value: float, signed: bool = False) -> str:
-    if value != value:
-        return UNDEFINED
-    value = round(float(value), 1) + 0.0  # never "-0.0"
-    return f"{value:+.1f}" if signed else f"{value:.1f}"
+    cells = [Text(number(value), style=style) for value, style in zip(values, styles, strict=True)]
+    return [*cells, Text(number(mean_of_defined(np.asarray(values, dtype=float))), style="bold")]
 
 
 def mean_of_defined(values: np.ndarray) -> float:
@@ -332,25 +347,23 @@ def report_html(data: ReportData) -> str:
     Returns:
         the page's HTML.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        n1=_number, signed=_signed, seconds=duration, bytes=size, image=_data_uri, short=shorten
-    )
     metrics = stream_metrics(data.accuracy)
     zero_shot = _zero_shot_row(data.accuracy, data.zero_shot)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        data=data,
-        domains=[str(name) for name in data.accuracy.columns],
-        headline=_headline(data, metrics, zero_shot),
-        heat=_heat_map(data.accuracy, zero_shot),
-        panels=_panels(data.accuracy, zero_shot),
-        comparison=_comparison(metrics, zero_shot),
-        per_domain=_per_domain(data, metrics, zero_shot),
-        classes=_classes(data.classes),
-        timings=_timings(data),
-        bad_by_domain=_bad_by_domain(data.bad_images),
+    return (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            data=data,
+            domains=[str(name) for name in data.accuracy.columns],
+            headline=_headline(data, metrics, zero_shot),
+            heat=_heat_map(data.accuracy, zero_shot),
+            panels=_panels(data.accuracy, zero_shot),
+            comparison=_comparison(metrics, zero_shot),
+            per_domain=_per_domain(data, metrics, zero_shot),
+            classes=_classes(data.classes),
+            timings=_timings(data),
+            bad_by_domain=_bad_by_domain(data.bad_images),
+        )
     )
 
 
@@ -378,51 +391,6 @@ def thumbnail(image: bytes, side: int = 96) -> bytes:
     return min(png.getvalue(), jpeg.getvalue(), key=len)
 
 
-def duration(seconds: float) -> str:
-    """Say a length of time the way people read it.
-
-    Args:
-        seconds: how long.
-
-    Returns:
-        such as "0.4 s", "12 s", "3 min 20 s", "2 h 05 min".
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Say a number of bytes the way people read it.
-
-    Args:
-        count: bytes.
-
-    Returns:
-        such as "840 B", "1.2 MB" (decimal units).
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _signed(value: float) -> str:
-    return _number(value, signed=True).replace("-", MINUS)
-
-
-def _data_uri(image: bytes) -> Markup:
-    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    kind = next((name for magic, name in kinds.items() if image.startswith(magic)), "png")
-    return Markup(f"data:image/{kind};base64,{base64.b64encode(image).decode()}")
-
-
 def _headline(data: ReportData, metrics: StreamMetrics, zero_shot: np.ndarray) -> dict[str, Any]:
     tasks, total = data.accuracy.shape
     means = metrics.means()
@@ -446,17 +414,26 @@ def _heat_map(accuracy: pd.DataFrame, zero_shot: np.ndarray) -> dict[str, Any]:
     rows = [
         {
             "name": ZERO_SHOT,
-            "cells": [_heat_cell(v, "") for v in zero_shot],
+            "cells": [heat_cell(v, "") for v in zero_shot],
             "mean": mean_of_defined(zero_shot),
         }
     ]
     for j, learnt in enumerate(accuracy.index):
-        cells = [_heat_cell(v, "now" if k == j else "") for k, v in enumerate(matrix[j])]
+        cells = [heat_cell(v, "now" if k == j else "") for k, v in enumerate(matrix[j])]
         rows.append({"name": str(learnt), "cells": cells, "mean": float(matrix[j].mean())})
     return {"rows": rows, "numbers": matrix.shape[1] <= NUMBERS_UP_TO}
 
 
-def _heat_cell(value: float, kind: str) -> dict[str, Any]:
+def heat_cell(value: float, kind: str) -> dict[str, Any]:
+    """A cell of a heat map on a page.
+
+    Args:
+        value: accuracy in %, or NaN.
+        kind: the cell's CSS class: "now" for the domain just learnt, else "".
+
+    Returns:
+        `value`, `colour` and `ink` (of the background and of the figures, as CSS), `kind`.
+    """
     if np.isnan(value):
         return {"value": value, "colour": "#ffffff", "ink": "#1d2430", "kind": kind}
     red, green, blue = heat_colour(value)
@@ -632,7 +609,7 @@ def matrix_figure_png(
     _draw_heat_map(heat, matrix, rows, [str(name) for name in accuracy.columns])
     _draw_curves(lines, matrix, rows, [str(name) for name in accuracy.columns], offset=1 if zero_shot else 0)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -644,16 +621,18 @@ def _draw_heat_map(axes: Any, matrix: np.ndarray, rows: Sequence[str], columns: 
     )
     axes.imshow(colours, aspect="auto")
     font = float(np.clip(110 / max(len(columns), 1), 4, 9))
-    axes.set_xticks(range(len(columns)), [shorten(c, 16) for c in columns], rotation=90, fontsize=font)
-    axes.set_yticks(range(len(rows)), [shorten(r, 16) for r in rows], fontsize=font)
+    # Names are shown as they are: "$" starts no formula.
+    style: dict[str, Any] = {"fontsize": font, "parse_math": False}
+    axes.set_xticks(range(len(columns)), [shorten(c, 16) for c in columns], rotation=90, **style)
+    axes.set_yticks(range(len(rows)), [shorten(r, 16) for r in rows], **style)
     axes.set_title("accuracy in %; row: learnt so far, column: tested on", fontsize=9)
     axes.tick_params(length=0)
     if len(columns) > NUMBERS_UP_TO:
         return
     for (j, k), value in np.ndenumerate(matrix):
         if value == value:
-            ink = _heat_cell(value, "")["ink"]
-            axes.text(k, j, _number(value), ha="center", va="center", color=ink, fontsize=font)
+            ink = heat_cell(value, "")["ink"]
+            axes.text(k, j, number(value), ha="center", va="center", color=ink, fontsize=font)
 
 
 def _draw_curves(
@@ -675,9 +654,11 @@ def _draw_curves(
             axes.plot([k + offset], [matrix[k + offset, k]], "o", color=colour, markersize=4)
     axes.set_ylim(0, 100)
     font = float(np.clip(110 / max(len(rows), 1), 4, 9))
-    axes.set_xticks(tasks, [shorten(r, 16) for r in rows], rotation=90, fontsize=font)
+    axes.set_xticks(tasks, [shorten(r, 16) for r in rows], rotation=90, fontsize=font, parse_math=False)
     axes.set_title("accuracy in % over tasks; dot: just learnt", fontsize=9)
     axes.grid(axis="y", color="#e3e7ec")
     axes.spines[["top", "right"]].set_visible(False)
     if len(columns) <= NUMBERS_UP_TO:
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+        legend = axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -33,6 +34,19 @@ class Positional(JobFlags):
 
     folder: str
     """The run's folder."""
+
+
+class Lists(JobFlags):
+    """A job that takes lists."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds."""
+    methods: tuple[Literal["ncm", "lada"], ...] = ("lada",)
+    """Learners."""
+    names: tuple[str, ...] = ()
+    """Names."""
+    mean: tuple[float, float] = (0.5, 1.0)
+    """Not a list, but a pair."""
 
 
 @pytest.fixture
@@ -135,5 +149,36 @@ def test_help_lists_every_key_with_meaning_and_default(capsys: pytest.CaptureFix
         "--name TEXT Name of the run, and of its folder in the storage: letters, digits, _ . - (required)",
         "kind: folder. A folder of images",
         "root Folder, or s3:// or gs:// prefix, with the images",
+    ):
+        assert said in text
+
+
+def test_lists_are_separated_by_commas() -> None:
+    argv = ["--seeds", "3, 1,,2", "--methods", "ncm,lada", "--names=a b,c", "--mean", "[1, 2]"]
+    flags = parse_flags(argv, Lists)
+    assert (flags.seeds, flags.methods, flags.names) == ((3, 1, 2), ("ncm", "lada"), ("a b", "c"))
+    assert flags.mean == (1.0, 2.0)
+    assert parse_flags(["--seeds", "7"], Lists).seeds == (7,)
+    assert parse_flags([], Lists) == Lists()
+    assert parse_flags(["--seeds", "", "--names", ","], Lists) == Lists(seeds=(), names=())
+
+
+def test_problems_in_lists_name_the_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_flags(["--seeds", "0,one", "--methods", "lada,rail,ncm"], Lists)
+    assert caught.value.problems == [
+        "seeds.1: must be a valid integer, unable to parse string as an integer (got 'one')",
+        "methods.1: must be 'ncm' or 'lada' (got 'rail')",
+    ]
+
+
+def test_help_shows_lists_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags(["--help"], Lists)
+    text = " ".join(capsys.readouterr().out.split())
+    for said in (
+        "--seeds INT,... Seeds. (default: 0,1)",
+        "--methods {ncm,lada},... Learners. (default: lada)",
+        "--names TEXT,... Names. (default: none)",
     ):
         assert said in text

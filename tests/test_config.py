@@ -85,6 +85,23 @@ def test_defaults_are_the_published_ones(small: Path) -> None:
     assert [domain.kind for domain in config.domains] == ["folder", "demo"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "trains"),
+    [
+        *(("lada", True), ("joint", True)),
+        *(("zero_shot", False), ("ncm", False), ("rail_primal", False), ("rail_dual", False)),
+    ],
+)
+def test_what_a_kind_of_learner_takes_from_the_configuration(small: Path, kind: str, trains: bool) -> None:
+    config = StreamConfig.from_yaml(small, {"method.kind": kind, "method.beta": 2.0, "views": 5})
+    method = config.method
+    assert (method.kind, method.trains) == (kind, trains)
+    # A learner in closed form has no settings and sees no augmented view: neither identifies its run.
+    assert method.identity == (method.model_dump(mode="json") if trains else {"kind": kind})
+    assert config.training_views == (5 if trains else 0)
+    assert config.views == 5
+
+
 def test_overrides_beat_the_yaml_which_beats_the_defaults(write: Callable[[str], Path]) -> None:
     file = write(SMALL + "method: {beta: 3, lr: 1e-4}\nviews: 2\n")
     config = StreamConfig.from_yaml(file, {"method.beta": 2.0, "shots": 4})
@@ -301,7 +318,7 @@ max_bad_share: 1.5
         "domains.4.class_names.1: must be text, in the YAML perhaps in quotes (got True)",
         "domains.4.epochs: must be greater than or equal to 1 (got 0)",
         "views: must be greater than or equal to 0 (got -1)",
-        "method.kind: must be 'lada' (got 'rail')",
+        "method.kind: must be 'lada', 'joint', 'zero_shot', 'ncm', 'rail_primal' or 'rail_dual' (got 'rail')",
         "method.alpha: must be a finite number (got inf)",
         "method.replay: must be a valid boolean, unable to interpret input (got 'maybe')",
         "method.fusion: must be 'gated' or 'additive' (got 'gatd')",

@@ -105,3 +105,26 @@ def test_rows_in_another_order_than_columns_are_refused_with_all_problems() -> N
         stream_metrics(frame)
     assert len(caught.value.problems) == 3
     assert "row 1 is 'b', but column 1 is 'a'" in str(caught.value)
+
+
+def test_joint_training_has_a_last_row_and_nothing_else() -> None:
+    row = pd.DataFrame([[90.0, 20.0, 40.0]], columns=["a", "b", "c"], index=["all domains"])
+    named = row.rename_axis("learnt").reset_index()
+    for frame in (row, named):
+        metrics = stream_metrics(frame)
+        assert_allclose(metrics.last, [90, 20, 40])
+        means = metrics.means()
+        assert means["last"] == 50.0
+        assert all(np.isnan(means[n]) for n in ("transfer", "average", "forgetting", "backward_transfer"))
+    # The same numbers after the first of three domains are a stream under way.
+    assert_allclose(stream_metrics(row.set_axis(["a"])).last, [90, NAN, NAN])
+    one = pd.DataFrame([[75.0]], columns=["a"], index=["all domains"])
+    assert stream_metrics(one).means()["last"] == 75.0
+
+
+def test_joint_rows_are_checked_like_others() -> None:
+    with pytest.raises(InputError, match="from 20 to 190"):
+        stream_metrics(pd.DataFrame([[190.0, 20.0]], columns=["a", "b"], index=["all domains"]))
+    two = pd.DataFrame(np.eye(2), columns=["a", "b"], index=["all domains", "b"])
+    with pytest.raises(InputError, match="row 1 is 'all domains', but column 1 is 'a'"):
+        stream_metrics(two)

@@ -117,7 +117,8 @@ def test_every_command_is_accepted(checkout, monkeypatch):
     seen = []
     for words in commands():
         check(words, monkeypatch, seen)
-    assert set(seen) == {"jobs/run_stream.py", "jobs/log_run.py", "jobs/bank.py"}
+    jobs = {"run_stream", "log_run", "bank", "compare", "tune_stream", "verify"}
+    assert set(seen) == {f"jobs/{job}.py" for job in jobs}
 
 
 def test_first_commands_are_the_two():

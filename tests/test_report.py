@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
 from lada_ray import report
+from lada_ray.page import UNDEFINED
 from lada_ray.report import (
-    UNDEFINED,
     BadImage,
     ClassAccuracy,
     Example,
@@ -25,6 +25,7 @@ from lada_ray.report import (
     print_table,
     report_html,
 )
+from tests.pages import assert_self_contained, body_text
 
 NAMES = [
     "aircraft", "caltech101", "dtd", "eurosat", "flowers", "food101",
@@ -151,44 +152,14 @@ def test_headings_stay_different_when_shortened() -> None:
         "oxford\npets",
     ]
     assert report.column_names(["a_name_that_is_too_long"], 5) == ["a\nname\nlong"]
-    assert report.shorten("caltech101", 7) == "cal…101"
     alike = report.column_names(["shapes_of_many_kinds_one", "shapes_of_few_kinds_one"], 5)
     assert len(set(alike)) == 2
     assert all(len(line) <= 5 for name in alike for line in name.split("\n"))
 
 
-class Page(HTMLParser):
-    """Collects what a page loads, its elements, and whether its tags are balanced."""
-
-    VOID = frozenset({"meta", "img", "path", "polyline", "circle", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag and what it refers to."""
-        self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Check that the tag closes the one opened last."""
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
 def test_page_is_self_contained_and_complete() -> None:
     html = report_html(full_data())
-    page = Page(html)
-    assert page.open == []
-    assert all(target.startswith(("data:image/", "#")) for target in page.loads)
-    assert "script" not in page.tags
-    assert "url(" not in html
+    page = assert_self_contained(html)
     assert page.tags.count("svg") == 3
     assert page.tags.count("img") == 7
     for expected in (
@@ -234,12 +205,28 @@ def test_names_from_users_are_escaped() -> None:
 def test_page_and_picture_hold_for_few_many_and_unfinished(domains: int, learnt: int | None) -> None:
     accuracy, zero_shot = stream(domains, learnt)
     html = report_html(ReportData("x", accuracy, zero_shot))
-    assert Page(html).open == []
+    assert_self_contained(html)
     assert ("dense" in html.split("</style>")[1]) == (domains > report.NUMBERS_UP_TO)
-    assert "nan" not in html.lower().split("</style>")[1]
+    assert "nan" not in body_text(html).lower()
     with Image.open(io.BytesIO(matrix_figure_png(accuracy, zero_shot, "x"))) as drawn:
         assert drawn.format == "PNG"
         assert min(drawn.size) > 300
+
+
+def test_names_are_no_formulas() -> None:
+    accuracy = pd.DataFrame([[50.0]], index=["$_x"], columns=["$_x"])
+    assert matrix_figure_png(accuracy, {"$_x": 20.0}, "$_x").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("width", "tables"), [(24, 2), (40, 1)])
+def test_columns_that_do_not_fit_stand_below(width: int, tables: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    columns = {heading: [Text("12.34")] * 2 for heading in ("first", "second\nof two", "third")}
+    report.print_columns(console, ["a name", "a name"], columns)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    assert sum("1:a name" in line for line in lines) == tables
+    assert sum(line.count("12.34") for line in lines) == 6
 
 
 def test_thumbnail_is_small_and_keeps_proportions() -> None:
@@ -247,20 +234,3 @@ def test_thumbnail_is_small_and_keeps_proportions() -> None:
     with Image.open(io.BytesIO(small)) as image:
         assert image.size == (96, 64)
     assert len(small) < 1500
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
-)
-def test_durations_read_well(seconds: float, said: str) -> None:
-    assert report.duration(seconds) == said
-
-
-def test_sizes_read_well() -> None:
-    assert [report.size(n) for n in (840, 12_340, 123_456, 1_234_567)] == [
-        "840 B",
-        "12.3 kB",
-        "123 kB",
-        "1.2 MB",
-    ]

@@ -98,7 +98,7 @@ def test_an_older_owner_can_neither_begin_nor_commit(tiny_world: TinyWorld) -> N
         with pytest.raises(LostLease, match="taken over"):
             slow.begin(config, tiny_world.spec, tiny_world.info, ())
         identities = pack_identities(tiny_world.stream(config), tiny_world.images(tiny_world.stream(config)))
-        old = RunLedger(run.store.uri, slow.epoch, identities, 32)
+        old = RunLedger(run.store.uri, slow.epoch, identities)
         with pytest.raises(LostLease):
             commit(tiny_world, old, 0)
         assert run.packs == ()
@@ -250,6 +250,60 @@ def test_differences_names_nested_keys() -> None:
     assert differences(old, new) == ["a.c: 2 in the run, 5 now", "d: 3 in the run, None now"]
 
 
+def test_of_another_kind_the_kind_alone_differs() -> None:
+    old = {"method": {"kind": "lada", "beta": 1.0, "lr": 0.1}, "seed": 0}
+    new = {"method": {"kind": "ncm"}, "seed": 1}
+    assert differences(old, new) == ["method.kind: lada in the run, ncm now", "seed: 0 in the run, 1 now"]
+    same = {"method": {"kind": "lada", "beta": 2.0, "lr": 0.1}, "seed": 0}
+    assert differences(old, same) == ["method.beta: 1.0 in the run, 2.0 now"]
+
+
+def test_another_learner_is_refused(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("kind")):
+        pass
+    other = tiny_world.config("kind", method={"kind": "rail_dual", "beta": 2.0})
+    # Its settings have no meaning for the other, but for the views that it does not look at.
+    assert refused(tiny_world, other) == [
+        "method.kind: lada in the run, rail_dual now",
+        "views: 2 in the run, 0 now",
+    ]
+
+
+def test_settings_of_lada_do_not_identify_a_run_in_closed_form(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("closed", method={"kind": "ncm"})) as (run, ledger):
+        tensors = {"text": np.zeros((3, 32), np.float32), "prototypes": np.ones((3, 32), np.float32)}
+        ledger.commit(tiny_world.plan().tasks[0], Fitted(tensors, 0.0, 1.0), None)
+        meta = TaskPack.read(run.model_store, run.packs[0]).meta["config"]
+        assert (meta["method"], meta["views"]) == ({"kind": "ncm"}, 0)
+        assert not {"augment", "epochs"} & meta.keys()
+    changed = tiny_world.config("closed", method={"kind": "ncm", "beta": 7.0, "epochs": 9}, views=1)
+    with tiny_world.run(changed) as (run, _):
+        assert len(run.packs) == 1
+
+
+def test_a_pack_of_all_domains_names_what_each_was_learnt_with(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("jointly", method={"kind": "joint"})
+    pets, wild = tiny_world.domains
+    (identity,) = pack_identities(tiny_world.stream(config, (pets, replace(wild, prompt="a {}.", epochs=9))))
+    assert identity["labels"] == [
+        *(["pets", "cat"], ["pets", "dog"], ["pets", "red fox"]),
+        *(["wild", "dog"], ["wild", "wolf"]),
+    ]
+    assert identity["config"]["domains"] == {
+        "pets": {"prompt": "a photo of a {}.", "augment": "crop_flip", "epochs": 4},
+        "wild": {"prompt": "a {}.", "augment": "crop_flip", "epochs": 9},
+    }
+    with tiny_world.run(config) as (run, ledger):
+        (task,) = tiny_world.plan(config).tasks
+        ledger.commit(task, Fitted({"text": np.zeros((5, 32), np.float32)}, 0.0, 1.0), None)
+        found = read_model_file(run.model_store)
+        assert found is not None
+        assert found[0].prompts == {"pets": "a photo of a {}.", "wild": "a photo of a {}."}
+        record = run.record(run.packs[0])
+        counts = record["counts"]
+        assert (record["domain"], counts["classes"], counts["train_images"]) == ("all domains", 5, 30)
+
+
 # ---------------------------------------------------------------- ledger
 
 
@@ -312,6 +366,25 @@ def test_the_newest_checkpoint_is_kept(tiny_world: TinyWorld) -> None:
         ledger.save_checkpoint(b"one")
         ledger.save_checkpoint(b"two")
         assert ledger.load_checkpoint() == b"two"
+
+
+def test_the_newest_state_of_a_solver_is_kept_beside_the_packs(tiny_world: TinyWorld) -> None:
+    with tiny_world.run(tiny_world.config("solver")) as (run, ledger):
+        assert ledger.load_state("a") is None
+        ledger.save_state("a", {"factor": np.eye(2), "features": np.ones((1, 2), np.float32)})
+        kept = ledger.load_state("a")
+        assert kept is not None
+        assert (kept["factor"].dtype, kept["features"].dtype) == (np.float64, np.float32)
+        assert np.array_equal(kept["factor"], np.eye(2))
+        ledger.save_state("b", {"factor": np.zeros((3, 3))})
+        assert ledger.load_state("a") is None
+        kept = ledger.load_state("b")
+        assert kept is not None
+        assert kept["factor"].shape == (3, 3)
+        run.tidy()  # it serves the domains that are appended, not a start after a kill
+        assert [entry.key for entry in run.store.list("solver")] == ["solver/b.safetensors"]
+    with tiny_world.run(tiny_world.config("solver"), fresh=True) as (run, ledger):
+        assert ledger.load_state("b") is None
 
 
 def test_progress_is_passed_on(tiny_world: TinyWorld) -> None:

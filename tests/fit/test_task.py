@@ -14,11 +14,14 @@ import pytest
 from lada_ray.errors import IntegrityError
 from lada_ray.features.bank import FeatureBank
 from lada_ray.fit import task as module
-from lada_ray.fit.classes import Mixtures, read_memory, read_mixtures
+from lada_ray.fit.classes import ClassImages, Mixtures, fit_classes, read_memory, read_mixtures
 from lada_ray.fit.plan import FitPlan, Fitted, TaskPlan, Tensors, TrainImages
 from lada_ray.fit.task import (
     Team,
     TrainResources,
+    _read_init,
+    _read_mixtures,
+    _views,
     checkpoint_key,
     extend,
     fit_tasks,
@@ -27,6 +30,7 @@ from lada_ray.fit.task import (
 )
 from lada_ray.method.learner import Learnt, Seen
 from lada_ray.model import cached_pack
+from lada_ray.prepare import plan_tasks
 from lada_ray.store import join, open_store
 
 if TYPE_CHECKING:
@@ -198,6 +202,105 @@ def test_workers_agree_on_what_the_first_one_read(tiny_world: TinyWorld, undistu
     with pytest.raises(AssertionError):  # it learns the first task again, and its commit is the second
         learn_remaining(tiny_world.plan(), late, "cpu", Team(agree=agree))
     assert asked == [("pack 0",), None]
+
+
+# ---------------------------------------------------------------- several domains at once
+
+
+def joint_plan(world: TinyWorld, **changes: Any) -> FitPlan:
+    return world.plan(world.config(method={"kind": "joint"}, **changes))
+
+
+def test_a_joint_task_counts_classes_through(tiny_world: TinyWorld) -> None:
+    (task,) = joint_plan(tiny_world).tasks
+    pets, wild = tiny_world.plan().tasks
+    assert (task.name, pets.name, wild.name) == ("all domains", "pets", "wild")
+    assert (task.classes, pets.classes, wild.classes) == (5, 3, 2)
+    assert task.shas == pets.shas + wild.shas
+    assert pets.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert task.labels.tolist() == [*pets.labels, *(wild.labels + 3)]
+    assert task.labels.dtype == np.int64
+
+
+def test_epochs_of_a_joint_task_see_each_image_as_often_on_average(tiny_world: TinyWorld) -> None:
+    pets, wild = tiny_world.domains
+    for epochs, expected in ((9, 6), (1, 3), (None, 4)):  # 18 images for 4 epochs, 12 for these
+        stream = tiny_world.stream(
+            tiny_world.config(method={"kind": "joint"}), (pets, replace(wild, epochs=epochs))
+        )
+        (task,) = plan_tasks(stream, tiny_world.images(stream))
+        assert task.epochs == expected
+
+
+def test_a_part_with_fewer_views_has_each_more_often(tiny_world: TinyWorld) -> None:
+    plan = joint_plan(tiny_world)
+    (task,) = plan.tasks
+    pets, wild = task.parts
+    names = ("test", "crop_flip/0", "crop_flip/1")
+    parts = (replace(pets, views=names), replace(wild, views=names[:2]))
+    views = _views(plan, replace(task, parts=parts))
+    assert views.shape == (30, 3, 32)
+    assert np.array_equal(views[:18], plan.bank.fetch(pets.shas, names))
+    assert np.array_equal(views[18:], plan.bank.fetch(wild.shas, names[:2])[:, [0, 1, 0]])
+    one = replace(task, parts=(replace(pets, views=("test",)), parts[0]))
+    views = _views(plan, one)
+    assert all(np.array_equal(views[:18, i], plan.bank.fetch(pets.shas, ["test"])[:, 0]) for i in range(3))
+
+
+def test_mixtures_and_memory_of_parts_follow_each_other(tiny_world: TinyWorld) -> None:
+    plan = joint_plan(tiny_world)
+    (task,) = plan.tasks
+    pets, wild = (read_mixtures(plan.bank, part.images, 2) for part in task.parts)
+    both = _read_mixtures(plan, task)
+    assert both.labels.tolist() == [*pets.labels, *(wild.labels + 3)]
+    assert set(both.labels.tolist()) == {0, 1, 2, 3, 4}
+    for name in ("means", "variances", "weights"):
+        assert np.array_equal(getattr(both, name), np.concatenate([getattr(m, name) for m in (pets, wild)]))
+    init = _read_init(plan, task)
+    memory = [read_memory(plan.bank, part.images, 2) for part in task.parts]
+    assert np.array_equal(init.memory, np.concatenate([m.memory for m in memory]))
+    assert np.array_equal(init.mask, np.concatenate([m.mask for m in memory]))
+
+
+def test_memory_of_parts_is_padded_to_the_longest(tiny_world: TinyWorld) -> None:
+    plan = joint_plan(tiny_world)
+    (task,) = plan.tasks
+    pets, wild = task.parts
+    few = replace(wild, shas=(wild.shas[0], wild.shas[6]), labels=(0, 1))  # one image per class, one vector
+    fit_classes(tiny_world.bank, [few.images], 2, 2, lambda done, total: None)
+    assert few.images == ClassImages(((wild.shas[0],), (wild.shas[6],)))
+    init = _read_init(plan, replace(task, parts=(pets, few)))
+    assert init.memory.shape == (5, 2, 32)
+    assert init.mask.tolist() == [[True, True]] * 3 + [[True, False]] * 2
+    assert not init.memory[3:, 1].any()
+
+
+def test_joint_training_learns_all_classes_at_once_and_goes_on_bit_by_bit(tiny_world: TinyWorld) -> None:
+    whole, killed = MemoryLedger(32), MemoryLedger(32)
+    learn_remaining(joint_plan(tiny_world), whole, "cpu")
+    (fitted,) = whole.fitted
+    assert {name: fitted.tensors[name].shape for name in ("text", "memory", "mask")} == {
+        "text": (5, 32),
+        "memory": (5, 2, 32),
+        "mask": (5, 2),
+    }
+    assert (len(fitted.losses), whole.checkpoints) == (4, 4 * 4)  # 30 images in batches of 8, 4 epochs
+    assert fitted.losses[-1] < fitted.losses[0]
+    killed.kill_at_checkpoint = 7
+    with pytest.raises(KilledError):
+        learn_remaining(joint_plan(tiny_world), killed, "cpu")
+    learn_remaining(joint_plan(tiny_world), killed, "cpu")
+    assert same(killed.fitted[0], fitted)
+    assert killed.checkpoints == 4 * 4
+
+
+def test_joint_training_on_one_domain_is_lada(tiny_world: TinyWorld, undisturbed: list[Fitted]) -> None:
+    plan = joint_plan(tiny_world)
+    (task,) = plan.tasks
+    alone = replace(plan, tasks=(replace(task, parts=task.parts[:1]),))
+    ledger = MemoryLedger(32)
+    learn_remaining(alone, ledger, "cpu")
+    assert same(ledger.fitted[0], undisturbed[0])
 
 
 def test_extend_appends_classes_and_pads_memory() -> None:
