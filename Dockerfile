@@ -17,7 +17,8 @@ RUN apt-get update \
 # The dependencies first: they change seldom, and 5 GB need not be sent again for a line of code.
 WORKDIR /opt/lada_ray
 COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
-RUN mkdir -p lada_ray jobs configs \
+COPY lada_ray/version.py lada_ray/version.py
+RUN mkdir -p jobs configs tune_spaces \
     && touch lada_ray/__init__.py \
     && pip install --no-cache-dir --constraint constraints.txt . \
     && pip uninstall --yes lada_ray
@@ -25,6 +26,7 @@ RUN mkdir -p lada_ray jobs configs \
 COPY lada_ray lada_ray
 COPY jobs jobs
 COPY configs configs
+COPY tune_spaces tune_spaces
 RUN pip install --no-cache-dir --no-deps . && rm -rf /opt/lada_ray
 
 USER ray

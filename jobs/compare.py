@@ -29,8 +29,8 @@ class Flags(JobFlags):
     """Learners to compare."""
     ablations: tuple[Ablation, ...] = ()
     """Parts of LADA to leave out, one at a time; or all."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """What decides shots, initial weights, batches, views and noise."""
+    seeds: tuple[int, ...] | None = None
+    """What decides shots, initial weights, batches, views and noise (null: --seed and the two after it)."""
     orders: int = Field(default=1, ge=1)
     """Orders of the domains: the configured one, then random permutations."""
     baseline: str = "lada"
@@ -67,10 +67,13 @@ def run(config: StreamConfig, flags: Flags, console: Console) -> int:
     # Imported when the command line is known to be good: it takes seconds.
     from lada_ray.compare import Grid, compare, show
 
-    grid = Grid(flags.methods, flags.ablations, flags.seeds, flags.orders, flags.baseline)
+    seeds = flags.seeds or range(config.seed, config.seed + 3)
+    grid = Grid(flags.methods, flags.ablations, tuple(seeds), flags.orders, flags.baseline)
     folder = join(config.storage, f"{config.name}.compare")
     console.say(f"{config.name}: {len(grid.cells())} streams of {len(config.domains)} domains -> {folder}")
-    show(grid, compare(config, grid, console, flags.fresh), console)
+    comparison = compare(config, grid, console, flags.fresh)
+    show(grid, comparison, console)
+    comparison.raise_failures()
     return 0
 
 

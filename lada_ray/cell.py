@@ -9,15 +9,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from lada_ray.config import StreamConfig
 from lada_ray.console import Console
 from lada_ray.encoder import EncoderInfo, EncoderSpec
+from lada_ray.encoder.clip import device_for
 from lada_ray.evaluate import Evaluation, Evaluator, Row, write_tests
 from lada_ray.features.fill import Images
 from lada_ray.fit.learners import learn_remaining
 from lada_ray.fit.plan import FitPlan
+from lada_ray.model import cached_pack
 from lada_ray.prepare import Stream, pack_identities, plan_evaluation, plan_fit, plan_tasks
 from lada_ray.results import accuracy_table, metrics_of
 from lada_ray.run import Json, Run, RunLedger
@@ -34,14 +34,17 @@ class Cell:
     fit: FitPlan
     evaluation: Evaluation
     identities: tuple[Json, ...]
+    gpus: float = 0.0
+    """Share of a GPU that its task reserves."""
 
     @classmethod
-    def of(cls, stream: Stream, images: Images) -> Cell:
+    def of(cls, stream: Stream, images: Images, gpus: float = 0.0) -> Cell:
         """The stream as a cell; all views of the images are in the bank."""
         folder = join(stream.config.storage, stream.config.name)
         evaluation = plan_evaluation(stream, images, join(folder, "model"))
         fit = plan_fit(stream, plan_tasks(stream, images))
-        return cls(stream.config, stream.spec, stream.info, fit, evaluation, pack_identities(stream, images))
+        identities = pack_identities(stream, images)
+        return cls(stream.config, stream.spec, stream.info, fit, evaluation, identities, gpus)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def learn_cell(cell: Cell, fresh: bool = False, count: Callable[[int], None] = l
         InputError: the run was started differently.
         LeaseHeld: another live process is writing it.
     """
+    # This process learns other cells too: what they read need not stay in memory.
+    cached_pack.cache_clear()
     with Run.acquire(cell.config, fresh, lambda message: None) as run:
         run.begin(cell.config, cell.spec, cell.info, cell.identities)
         write_tests(run.store, cell.evaluation.tests)
@@ -89,8 +94,8 @@ def _learn(cell: Cell, run: Run, count: Callable[[int], None]) -> Sequence[Row]:
     rows = [evaluator.row([], "zero-shot")]
     rows += [evaluator.row(packs[: i + 1], names[i]) for i in range(len(packs))]
     count(len(packs))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for _ in learn_remaining(cell.fit, RunLedger(run.store.uri, run.epoch, cell.identities), device):
+    ledger = RunLedger(run.store.uri, run.epoch, cell.identities)
+    for _ in learn_remaining(cell.fit, ledger, device_for(cell.gpus)):
         rows.append(evaluator.row(run.packs, names[len(rows) - 1]))
         count(1)
     return rows

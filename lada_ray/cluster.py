@@ -16,6 +16,8 @@ from typing import Any
 from lada_ray.config import ResourceConfig
 from lada_ray.errors import LadaError
 
+GPU_SHARE = 0.25
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -27,6 +29,11 @@ class Resources:
     train_workers: int
     cpus_per_train_worker: float
     gpus_per_train_worker: float
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs of a task that learns one of many streams side by side: its tasks are small, so some share a GPU."""
+        return min(GPU_SHARE, self.gpus_per_train_worker)
 
     @property
     def precision(self) -> str:

@@ -201,7 +201,9 @@ def _metavar(annotation: Any) -> str:
 
 
 def _is_list(annotation: Any) -> bool:
-    """Whether it is a list of words or numbers, which are separated by commas."""
+    """Whether it is a list of words or numbers, which are separated by commas; or null."""
+    if type(None) in get_args(annotation):
+        return any(_is_list(option) for option in get_args(annotation))
     inner = get_args(annotation)
     plain = bool(inner) and (inner[0] in (int, float, str) or get_origin(inner[0]) is Literal)
     return get_origin(annotation) is tuple and inner[1:] == (...,) and plain

@@ -7,29 +7,39 @@ are looked up.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from lada_ray.cell import Cell, Learnt, learn_cell
-from lada_ray.cluster import Resources, cause
+from lada_ray.cluster import cause
 from lada_ray.comparison import Outcome, comparison_html, figure_png, print_comparison, to_csv, to_markdown
 from lada_ray.config import MethodConfig, StreamConfig, tracking_uri
 from lada_ray.console import Console
-from lada_ray.errors import InputError, LadaError, LostLease
+from lada_ray.errors import InputError, LadaError
 from lada_ray.features.fill import Choice, Images
-from lada_ray.prepare import Stream, check_input, choose, encode, fit_all_classes, plan_tasks, prepare
+from lada_ray.prepare import (
+    Stream,
+    check_input,
+    choose,
+    encode,
+    fit_all_classes,
+    pack_identities,
+    plan_tasks,
+    prepare,
+)
 from lada_ray.results import accuracy_table, bad_images
-from lada_ray.run import Run
-from lada_ray.store import Store, join
-from lada_ray.tracking import Group, flat_params
-from lada_ray.training import Counter
+from lada_ray.run import Run, started_differently
+from lada_ray.store import Store, join, open_store
+from lada_ray.tracking import Group, flat_params, tracked
+from lada_ray.watching import Counter
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no_tuner": {"text_tuner": "none"},
@@ -39,8 +49,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "ungated": {"fusion": "additive"},
 }
 """LADA without one of its parts: settings of the method that switch it off."""
-# A cell shares its GPU with others: its tasks are small.
-GPUS_PER_CELL = 0.25
 # Inverse and temporaries of RAIL's primal form, in bytes.
 PRIMAL_MEMORY = 5e9
 
@@ -101,6 +109,19 @@ class Comparison:
     encoded: int
     """Image views that it added to the bank, all its starts together."""
     failed: dict[Key, LadaError] = field(default_factory=dict)
+    """Why cells are not learnt; the same comparison started again tries them again."""
+
+    def raise_failures(self) -> None:
+        """Raise what went wrong, if anything did.
+
+        Raises:
+            LadaError: cells failed, with the reason of each.
+        """
+        if self.failed:
+            total = len(self.failed) + len(self.outcomes)
+            lines = [f"  - {key}: {error}" for key, error in self.failed.items()]
+            head = f"{len(lines)} of {total} streams failed; the same command tries them again:"
+            raise LadaError("\n".join([head, *lines]))
 
 
 def compare(config: StreamConfig, grid: Grid, console: Console, fresh: bool = False) -> Comparison:
@@ -116,7 +137,6 @@ def compare(config: StreamConfig, grid: Grid, console: Console, fresh: bool = Fa
         InputError: domains, encoder or images cannot be used, or the grid makes no sense; all at once.
         LeaseHeld: another process is making this comparison.
         LostLease: another process took this comparison over.
-        LadaError: cells failed; the others are learnt, and in the table.
     """
     _check(grid, len(config.domains))
     uri = tracking_uri(config, os.environ)
@@ -124,19 +144,19 @@ def compare(config: StreamConfig, grid: Grid, console: Console, fresh: bool = Fa
     whole = config.model_copy(update={"name": f"{config.name}.compare"})
     with Run.acquire(whole, fresh, console.say) as run:
         stream = replace(prepare(_demanding(config, grid), domains, spec, console), config=config)
+        if not fresh:
+            _check_started(stream, grid)
+        run.forget()
+        run.store.write("config.yaml", whole.without_password().to_yaml().encode())
+        run.store.write("grid.json", json.dumps(asdict(grid), indent=1).encode())
         images = _encode(stream, grid, run, console)
         cells = {key: _cell(stream, images[key.seed], grid, key) for key in grid.cells()}
         _fit_classes(stream, images, grid, console)
-        with _tracked(whole, grid, run, uri, console) as group:
+        with tracked(_group(whole, grid, run, uri, console)) as group:
             comparison = Comparison([], run.store.uri, stream.bank.table.added_by(run.id))
-            _learn_all(cells, stream.resources, fresh, comparison, group, console)
+            _learn_all(cells, fresh, run, comparison, group, console)
             run.lease.check()
             _finish(run.store, grid, comparison, group, console)
-    if comparison.failed:
-        lines = [f"{key}: {error}" for key, error in comparison.failed.items()]
-        raise InputError(
-            lines, f"{len(lines)} of {len(cells)} streams failed; the same command tries them again"
-        )
     return comparison
 
 
@@ -161,6 +181,20 @@ def _check(grid: Grid, domains: int) -> None:
         )
     if problems:
         raise InputError(problems, "This cannot be compared")
+
+
+def _check_started(stream: Stream, grid: Grid) -> None:
+    """Refuse, before anything is encoded, if cells learnt under this name were started differently."""
+    problems = []
+    for key in grid.cells():
+        cell = _changed(stream, grid, key)
+        store = open_store(join(cell.config.storage, cell.config.name, "model"))
+        found = started_differently(store, cell.config, cell.spec, cell.info, pack_identities(cell))
+        problems += [f"{key}: {line}" for line in found]
+    if problems:
+        raise InputError(
+            problems, "This was started differently (use another --name, or --fresh to start over)"
+        )
 
 
 def _demanding(config: StreamConfig, grid: Grid) -> StreamConfig:
@@ -196,7 +230,8 @@ def _method(stream: Stream, settings: Mapping[str, Any]) -> Any:
 
 def _cell(stream: Stream, images: Images, grid: Grid, key: Key) -> Cell:
     changed, names = _changed(stream, grid, key), _order(stream.names, key.order)
-    return Cell.of(changed, images.in_order(names).with_views(changed.choice.views))
+    some = images.in_order(names).with_views(changed.choice.views)
+    return Cell.of(changed, some, changed.resources.gpu_share if changed.config.method.trains else 0.0)
 
 
 def _changed(stream: Stream, grid: Grid, key: Key) -> Stream:
@@ -239,8 +274,8 @@ def _fit_classes(stream: Stream, images: Mapping[int, Images], grid: Grid, conso
 
 def _learn_all(
     cells: Mapping[Key, Cell],
-    resources: Resources,
     fresh: bool,
+    run: Run,
     comparison: Comparison,
     group: Group,
     console: Console,
@@ -251,34 +286,55 @@ def _learn_all(
     learnt: dict[Key, Learnt] = {}
     longest_first = sorted(cells, key=lambda key: not cells[key].config.method.trains)
     count, tasks = Counter(), sum(len(cell.fit.tasks) for cell in cells.values())
-    pending = {_start(cells[key], resources, fresh, count): key for key in longest_first}
-    with console.stage("learn"):
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)
-            for reference in done:
-                key = pending.pop(reference)
-                try:
-                    learnt[key] = ray.get(reference)
-                    _log(group, key, cells[key], learnt[key])
-                    console.say(_line(key, learnt[key]))
-                except ray.exceptions.RayError as error:
-                    comparison.failed[key] = cause(error)
-                    console.warn(f"{key} failed: {comparison.failed[key]}")
-                    group.begin(key.suffix, str(key), flat_params(cells[key].config.model_dump(mode="json")))
-                    group.end(key.suffix, "FAILED", tags={"error": str(comparison.failed[key])})
-            console.progress("tasks", count.read(), tasks)
+    pending = {_start(cells[key], fresh, count): key for key in longest_first}
+    try:
+        with console.stage("learn"):
+            while pending:
+                done, _ = ray.wait(list(pending), num_returns=1, timeout=1)
+                for reference in done:
+                    _take(reference, pending.pop(reference), cells, learnt, comparison, group, console)
+                run.lease.check()
+                console.progress("tasks", count.read(), tasks)
+    finally:
+        # Ctrl-C, or another owner: nobody waits for these any more.
+        for reference in pending:
+            ray.cancel(reference)
     comparison.outcomes = [_outcome(key, learnt[key]) for key in cells if key in learnt]
 
 
-def _start(cell: Cell, resources: Resources, fresh: bool, count: Counter) -> Any:
+def _take(
+    reference: Any,
+    key: Key,
+    cells: Mapping[Key, Cell],
+    learnt: dict[Key, Learnt],
+    comparison: Comparison,
+    group: Group,
+    console: Console,
+) -> None:
+    """Take what a cell's task came to, show and log it."""
     import ray
 
-    kind = cell.config.method.kind
-    options: dict[str, Any] = {"num_cpus": float(cell.fit.threads)}
-    if kind == "rail_primal":
+    try:
+        learnt[key] = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        comparison.failed[key] = cause(error)
+        console.warn(f"{key} failed: {comparison.failed[key]}")
+        group.begin(key.suffix, str(key), flat_params(cells[key].config.model_dump(mode="json")))
+        group.end(key.suffix, "FAILED", tags={"error": str(comparison.failed[key])})
+        return
+    _log(group, key, cells[key], learnt[key])
+    console.say(_line(key, learnt[key]))
+
+
+def _start(cell: Cell, fresh: bool, count: Counter) -> Any:
+    import ray
+
+    # Starting over twice would forget what the first try has learnt.
+    options: dict[str, Any] = {"num_cpus": float(cell.fit.threads), "max_retries": 0 if fresh else 2}
+    if cell.config.method.kind == "rail_primal":
         options["memory"] = min(PRIMAL_MEMORY, _largest_memory())
-    if cell.config.method.trains and resources.gpus_per_train_worker > 0:
-        options["num_gpus"] = min(GPUS_PER_CELL, resources.gpus_per_train_worker)
+    if cell.gpus > 0:
+        options["num_gpus"] = cell.gpus
     task: Any = ray.remote(**options)(learn_cell)
     return task.remote(cell, fresh, count)
 
@@ -313,9 +369,8 @@ def _log(group: Group, key: Key, cell: Cell, learnt: Learnt) -> None:
     group.end(key.suffix, "FINISHED", metrics={**metrics, "time/fit": learnt.seconds}, tags=tags)
 
 
-@contextmanager
-def _tracked(whole: StreamConfig, grid: Grid, run: Run, uri: str, console: Console) -> Iterator[Group]:
-    """The comparison's parent run, closed as KILLED or FAILED when the block does not end well."""
+def _group(whole: StreamConfig, grid: Grid, run: Run, uri: str, console: Console) -> Group:
+    """The comparison in MLflow."""
     params = {
         **flat_params(whole.model_dump(mode="json")),
         "variants": ", ".join(grid.variants()),
@@ -323,36 +378,33 @@ def _tracked(whole: StreamConfig, grid: Grid, run: Run, uri: str, console: Conso
         "orders": grid.orders,
         "baseline": grid.baseline,
     }
-    group = Group(uri, whole.tracking.experiment, run.id, whole.name, "comparison", params, console.warn)
-    group.open()
-    try:
-        yield group
-    except LostLease:
-        group.abandon()  # the new owner has the same MLflow runs open
-        raise
-    except BaseException as error:
-        group.finish("FAILED" if isinstance(error, LadaError) else "KILLED")
-        raise
+    return Group(uri, whole.tracking.experiment, run.id, whole.name, "comparison", params, console.warn)
 
 
 def _finish(store: Store, grid: Grid, comparison: Comparison, group: Group, console: Console) -> None:
     """Write table, picture and page, and close the parent run."""
     status: Any = "FAILED" if comparison.failed else "FINISHED"
-    files: dict[str, bytes] = {}
+    files = {"comparison.csv": to_csv(comparison.outcomes).encode()} if comparison.outcomes else {}
     if any(outcome.variant == grid.baseline for outcome in comparison.outcomes):
         with console.stage("report"):
-            files = _files(grid, comparison, console)
+            files |= _files(store, grid, comparison, console)
     for name, data in files.items():
         store.write(name, data)
     with console.stage("track"):
         group.finish(status, files=files)
 
 
-def _files(grid: Grid, comparison: Comparison, console: Console) -> dict[str, bytes]:
+def _files(store: Store, grid: Grid, comparison: Comparison, console: Console) -> dict[str, bytes]:
     outcomes = comparison.outcomes
-    page = comparison_html(outcomes, grid.baseline, notes=console.notes)
+    page = comparison_html(
+        outcomes,
+        grid.baseline,
+        title=store.uri.rpartition("/")[2].removesuffix(".compare"),
+        folder=store.uri,
+        finished=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        notes=console.notes,
+    )
     return {
-        "comparison.csv": to_csv(outcomes).encode(),
         "comparison.md": to_markdown(outcomes, grid.baseline).encode(),
         "comparison.png": figure_png(outcomes),
         "comparison.html": page.encode(),
@@ -361,7 +413,10 @@ def _files(grid: Grid, comparison: Comparison, console: Console) -> dict[str, by
 
 def show(grid: Grid, comparison: Comparison, console: Console) -> None:
     """Print the table, and where everything lies."""
-    print_comparison(comparison.outcomes, grid.baseline, console.rich)
-    for name in ("html", "csv", "md", "png"):
+    names = ["csv"] if comparison.outcomes else []
+    if any(outcome.variant == grid.baseline for outcome in comparison.outcomes):
+        print_comparison(comparison.outcomes, grid.baseline, console.rich)
+        names = ["html", "csv", "md", "png"]
+    for name in names:
         console.say(join(comparison.folder, f"comparison.{name}"))
     console.say(f"{console.wall_seconds:.0f} s; the comparison has encoded {comparison.encoded} image views")

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from lada_ray.domains import KINDS, AnyDomain, DomainSpec
 from lada_ray.domains.base import STRICT, Name, absolute, check_prompt, did_you_mean
 from lada_ray.errors import ConfigError, LadaError
+from lada_ray.method.settings import FIXED
 from lada_ray.store import is_remote, join
 
 HEADING = "The configuration is not valid"
@@ -135,8 +136,10 @@ class MethodConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of it decides what is learnt."""
-        return self.model_dump(mode="json") if self.trains else {"kind": self.kind}
+        """What of it decides what is learnt; of a learner without settings its kind, and its constants."""
+        if self.trains:
+            return self.model_dump(mode="json")
+        return {"kind": self.kind, **FIXED.get(self.kind, {})}
 
 
 class ResourceConfig(BaseModel):

@@ -167,7 +167,7 @@ def score_packs(
     """The same for packs in memory; other arguments as of `evaluate_row`."""
     correct, total = {}, {}
     for test, predicted, truth in _predictions(evaluation, packs, features):
-        labels = np.array(test.labels)
+        labels = np.array(test.labels, np.int64)
         hits = labels[predicted == truth]
         correct[test.domain] = np.bincount(hits, minlength=len(test.class_names)).tolist()
         total[test.domain] = np.bincount(labels, minlength=len(test.class_names)).tolist()
@@ -181,7 +181,8 @@ def _predictions(evaluation: Evaluation, packs: Sequence[TaskPack], features: li
     index = {label: i for i, label in enumerate(labels)}
     for test, raw in zip(evaluation.tests, features, strict=True):
         own = np.array([index[label] for label in test.all_labels()])
-        yield test, head.predict(raw, unseen), own[np.array(test.labels)]
+        # An empty list would make an array of floats: in a fold of few images a domain may have none.
+        yield test, head.predict(raw, unseen), own[np.array(test.labels, np.int64)]
 
 
 def candidates(evaluation: Evaluation, head: Head) -> tuple[list[Label], Floats]:

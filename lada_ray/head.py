@@ -14,6 +14,7 @@ from torch import Tensor
 from lada_ray.method import fusion, rail
 from lada_ray.method.memory import memory_logits
 from lada_ray.method.ncm import prototype_logits
+from lada_ray.method.settings import FIXED
 from lada_ray.pack import Label, TaskPack
 
 # Images whose logits exist at once when predicting: at 10 000 classes 160 MB.
@@ -65,6 +66,8 @@ class Head:
     def combined(self, unit: Tensor, text: Tensor) -> Tensor:
         """What the prediction is the largest of, [N, C + U]; before the gate, if there is one.
 
+        Here the text logits; what other learners make of them is said in their class.
+
         Args:
             unit: unit features, [N, d].
             text: text logits over seen, then unseen classes, [N, C + U].
@@ -88,14 +91,19 @@ class Head:
     def predict_scored(
         self, features: Floats, unseen_text: Floats | None = None
     ) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Predicted classes [N], and the softmax of each among the classes on its side of the gate, [N]."""
+        """Predicted classes [N], and how sure each is (`scores`), [N]."""
         unit, text = self._text_logits(features, unseen_text)
         logits = self.combined(unit, text)
         chosen = fusion.predict(text, logits, len(self.labels), self.fusion).numpy()
         return chosen, self.scores(logits.numpy(), chosen)
 
     def scores(self, logits: Floats, chosen: npt.NDArray[np.int64]) -> Floats:
-        """How sure each of the chosen classes is, [N], in 0..1."""
+        """How sure each of the chosen classes is, [N], in 0..1: the softmax of `logits`, gated among its side alone.
+
+        Args:
+            logits: what `combined` gives, [N, C + U].
+            chosen: index of the chosen class of each image, [N].
+        """
         masked = logits.astype(np.float64)
         if self.fusion == "gated":
             is_seen = np.arange(logits.shape[1]) < len(self.labels)
@@ -138,7 +146,7 @@ class LadaHead(Head):
 
 
 class NcmHead(Head):
-    """Nearest class mean, gated: τ times the cosine to a seen class's mean."""
+    """Nearest class mean, gated: τ times the cosine to a seen class's mean; the text logit of an unseen class."""
 
     fusion = "gated"
 
@@ -155,20 +163,30 @@ class NcmHead(Head):
 class RailHead(Head):
     """RAIL mixes ridge regression into the softmax of the text logits where zero-shot CLIP says "seen".
 
-    The newest pack holds the whole solution, which supersedes those of the packs before it.
+    Its `logits` are these mixtures: zero-shot probabilities where CLIP says "unseen", and where it says "seen" values
+    near 0..1 that need not add up to 1. The gate is in them, so that the prediction is the largest of all.
+
+    The newest pack holds the whole solution, which supersedes those of the packs before it, and says with which
+    constants it was made: those of a later version do not alter it.
     """
+
+    def constant(self, name: str) -> float:
+        """One of `FIXED`, as it was when the newest pack was learnt."""
+        learnt = self.packs[-1].meta["config"].get("method", {}) if self.packs else {}
+        return learnt.get(name, FIXED[self.prediction.kind][name])
 
     def combined(self, unit: Tensor, text: Tensor) -> Tensor:
         """See Head."""
         seen = len(self.labels)
-        return rail.mixed(text, self.regression(unit) if seen else torch.zeros(len(unit), 0))
+        regression = self.regression(unit) if seen else torch.zeros(len(unit), 0)
+        return rail.mixed(text, regression, self.constant("mix"))
 
     def regression(self, unit: Tensor) -> Tensor:
         """The ridge regression onto one-hot labels, [N, C]."""
         raise NotImplementedError
 
     def scores(self, logits: Floats, chosen: npt.NDArray[np.int64]) -> Floats:
-        """See Head; regressed values leave 0..1 now and then."""
+        """See Head: the mixture itself, cut to 0..1, which regressed values leave now and then."""
         return logits[np.arange(len(chosen)), chosen].clip(0, 1)
 
 
@@ -197,7 +215,7 @@ class RailDualHead(RailHead):
 
     def regression(self, unit: Tensor) -> Tensor:
         """See RailHead."""
-        return rail.dual_regression(unit, self._features, self._coefficients)
+        return rail.dual_regression(unit, self._features, self._coefficients, self.constant("gamma"))
 
 
 HEADS: dict[str, type[Head]] = {

@@ -18,7 +18,7 @@ from lada_ray.domains.base import read_bytes
 from lada_ray.encoder import Encoder, EncoderSpec, load_encoder
 from lada_ray.encoder.resolve import weights_file
 from lada_ray.errors import Conflict, InputError, IntegrityError, LostLease
-from lada_ray.head import Prediction, make_head
+from lada_ray.head import HEADS, Prediction, make_head
 from lada_ray.pack import Label, TaskPack
 from lada_ray.store import Store, is_remote, join, open_store
 from lada_ray.views import TEST_VIEW, Pixels, decode, render
@@ -64,7 +64,7 @@ class ModelFile:
         """Parse model.json, found at `where`.
 
         Raises:
-            IntegrityError: if it is not a model.json that this version reads.
+            IntegrityError: if it is not a model.json that this version reads, or of a learner that it does not know.
         """
         try:
             values = json.loads(data)
@@ -73,6 +73,11 @@ class ModelFile:
                     f"{where} was written by another version of lada_ray; this one reads format {FORMAT}"
                 )
             prediction = Prediction(**values.pop("prediction"))
+            if prediction.kind not in HEADS:
+                raise IntegrityError(
+                    f"{where} was written by a newer version of lada_ray, with a learner {prediction.kind!r} that "
+                    f"this one does not know (it knows {', '.join(HEADS)}); upgrade lada_ray"
+                )
             return cls(prediction=prediction, packs=tuple(values.pop("packs")), **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{where} is damaged: {error}") from error
@@ -214,7 +219,11 @@ class LadaModel:
         return list(self.head.labels)
 
     def logits(self, features: Floats, unseen_text: Floats | None = None) -> Floats:
-        """Ungated sums: text + α memory for seen classes, text for unseen ones.
+        """What the prediction is made of, by learner.
+
+        LADA, joint: ungated sums, text + α memory for seen classes, text logits for unseen ones. Nearest mean: τ times
+        the cosine to a seen class's mean, ungated, and text logits for unseen ones. Zero-shot: text logits. RAIL: no
+        logits, but zero-shot probabilities with the regression mixed in, the gate included.
 
         Args:
             features: raw image features, [N, d].
@@ -228,7 +237,9 @@ class LadaModel:
     def predict_features(self, features: Floats, unseen_text: Floats | None = None) -> npt.NDArray[np.int64]:
         """Predicted class of each image, [N]: an index into `class_names`, then into the unseen classes.
 
-        The gate decides between seen and unseen classes (method.fusion); arguments as in `logits`.
+        LADA, joint (unless their fusion is additive) and nearest mean: the text logits decide between seen and unseen
+        classes (method.fusion), `logits` among the seen ones. RAIL and zero-shot: the largest of `logits`. Arguments as
+        in `logits`.
         """
         return self.head.predict(features, unseen_text)
 
@@ -242,8 +253,9 @@ class LadaModel:
             extra_classes: names of classes that were not learnt, to be recognised zero-shot.
 
         Returns:
-            A row per image: `domain` (None for an extra class), `class`, and `score`, the softmax of the logits
-            among the classes on the chosen side of the gate.
+            A row per image: `domain` (None for an extra class), `class`, and `score`, in 0..1: the softmax of the
+            logits, among the classes on the chosen side where a gate decides (`predict_features`); of RAIL its
+            mixture of probability and regression, which is no probability.
 
         Raises:
             InputError: naming every image that cannot be read, or if there is no class to choose from.

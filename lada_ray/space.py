@@ -28,6 +28,7 @@ from lada_ray.errors import ConfigError
 
 HEADING = "The search space is not valid"
 ATTEMPTS = 200
+FEW = 8
 """Draws in a row that may repeat earlier configurations, before what is left is listed."""
 _EMPTY = "it searches nothing; name a parameter, as in method.beta: {loguniform: [0.3, 10]}"
 _FIXED = (
@@ -123,6 +124,13 @@ class Space:
         """
         values = [distribution.points(points) for distribution in self.parameters.values()]
         return [dict(zip(self.parameters, choice, strict=True)) for choice in itertools.product(*values)]
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Values that between them hold every value of the parameters which have few: choices, and small ranges."""
+        heads = {key: list(itertools.islice(d.values() or (), FEW + 1)) for key, d in self.parameters.items()}
+        few = {key: some for key, some in heads.items() if 0 < len(some) <= FEW}
+        longest = max((len(some) for some in few.values()), default=1)
+        return [{key: some[min(i, len(some) - 1)] for key, some in few.items()} for i in range(longest)]
 
     def tune(self) -> dict[str, Any]:
         """The space as Ray Tune's objects, for `OptunaSearch`.

@@ -33,7 +33,8 @@ from lada_ray.results import StreamResult, accuracy_table, metrics_of, tell_stor
 from lada_ray.run import Run, RunLedger
 from lada_ray.store import join
 from lada_ray.tracking import BackgroundTracker, Tracker, client_environment, flat_params, upload_artifacts
-from lada_ray.training import Background, Watcher
+from lada_ray.training import Background
+from lada_ray.watching import Watcher
 
 POLL_S = 0.25
 

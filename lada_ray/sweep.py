@@ -6,10 +6,12 @@ the same trial is never made twice, and a sweep that is killed continues from th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,14 +23,15 @@ from lada_ray.errors import InputError, LadaError
 from lada_ray.features.fill import Choice, Images
 from lada_ray.fit.classes import fit_classes
 from lada_ray.importance import importances
+from lada_ray.pack import code_versions
 from lada_ray.prepare import Stream, check_input, encode, plan_tasks, prepare
 from lada_ray.results import StreamResult, show
 from lada_ray.run import Run, differences
 from lada_ray.space import Space
-from lada_ray.store import Store, join
+from lada_ray.store import Store, is_remote, join
 from lada_ray.stream import run_stream
 from lada_ray.sweep_page import SweepData, print_trials, sweep_html, sweep_picture, trials_csv
-from lada_ray.tracking import Group, flat_params
+from lada_ray.tracking import Group, flat_params, tracked
 from lada_ray.trial import Search, changed, make_folds
 from lada_ray.trials import Trial, all_kept, best
 from lada_ray.tuning import Job, run_trials
@@ -36,6 +39,9 @@ from lada_ray.tuning import Job, run_trials
 FEW = 32
 """Training images per class up to which each fold is left out in turn; above, a fifth is left out once."""
 IDENTITY = "sweep.json"
+TESTED = "tested.json"
+# A grid of more trials is taken for a mistake.
+LARGEST_GRID = 2000
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,10 @@ class Sweep:
     result: StreamResult
     """The winner, learnt on all training images and tested."""
     folder: str
+    metric: str = ""
+    """What trials were judged by."""
+    earlier: list[str] = field(default_factory=list)
+    """Runs of winners of earlier starts, which were tested too."""
     encoded: int = 0
     """Image views that the search added to the bank, all its starts together."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -93,7 +103,7 @@ def run_sweep(config: StreamConfig, space: Space, options: Options, console: Con
         LeaseHeld: another process makes this sweep.
         LadaError: no trial finished, saying why.
     """
-    _check(config, space)
+    _check(config, space, options)
     uri = tracking_uri(config, os.environ)
     domains, spec = check_input(config, console)
     # The trials cannot peek: from here on there are no test images.
@@ -101,38 +111,71 @@ def run_sweep(config: StreamConfig, space: Space, options: Options, console: Con
     whole = config.model_copy(update={"name": f"{config.name}.sweep"})
     with Run.acquire(whole, options.fresh, console.say) as run:
         stream = prepare(config, blind, spec, console)
+        _check_begun(run, stream, space, options)
         search = _search(stream, space, options, run, console)
         _begin(run, search, space, options)
-        with _tracked(whole, space, options, run, uri, console) as group:
+        with tracked(_group(whole, space, options, run, uri, console)) as group:
             trials = _run(search, space, options, run, group, console)
-            winner = _winner(trials)
-            # Named by its values: a sweep that goes on may find another one.
-            name = f"{config.name}.best-{winner.key[:6]}"
-            chosen = changed(config, winner.values).model_copy(update={"name": name})
-            run.store.write("best.yaml", chosen.without_password().to_yaml().encode())
-            console.say(f"  the best trial scored {winner.score:.2f}; learning it on all training images")
-            encoded = stream.bank.table.added_by(run.id)
-            result = run_stream(chosen, options.fresh, Console(quiet=console.quiet))
-            sweep = Sweep(
-                trials,
-                winner,
-                chosen,
-                _importance(space, trials),
-                result,
-                run.store.uri,
-                encoded,
-                dict(console.seconds),
-            )
+            sweep = _test_winner(config, space, options, trials, run, console)
+            sweep.encoded = stream.bank.table.added_by(run.id)
+            run.lease.check()
             _finish(run.store, sweep, space, options, group, console)
     return sweep
 
 
-def _check(config: StreamConfig, space: Space) -> None:
+def _test_winner(
+    config: StreamConfig,
+    space: Space,
+    options: Options,
+    trials: list[Trial],
+    run: Run,
+    console: Console,
+) -> Sweep:
+    """Learn the best trial's configuration on all training images, and test it."""
+    winner = _winner(trials)
+    # Named by its values: a sweep that goes on may find another one.
+    name = f"{config.name}.best-{winner.key[:6]}"
+    chosen = changed(config, winner.values).model_copy(update={"name": name})
+    run.lease.check()
+    run.store.write("best.yaml", chosen.without_password().to_yaml().encode())
+    found = run.store.read_version(TESTED)
+    tested = list(dict.fromkeys([*(json.loads(found[0]) if found else []), name]))
+    run.store.write(TESTED, json.dumps(tested).encode())
+    console.say(f"  the best trial scored {winner.score:.2f}; learning it on all training images")
+    result = run_stream(chosen, options.fresh, Console(quiet=console.quiet))
+    return Sweep(
+        trials=trials,
+        best=winner,
+        config=chosen,
+        importance=_importance(space, trials),
+        result=result,
+        folder=run.store.uri,
+        metric=options.metric,
+        earlier=[other for other in tested if other != name],
+        seconds=dict(console.seconds),
+    )
+
+
+def _check(config: StreamConfig, space: Space, options: Options) -> None:
     problems = []
+    single, joint = len(config.domains) == 1, config.method.kind == "joint"
+    if options.metric == "transfer" and (single or joint):
+        problems.append("--metric transfer: nothing is learnt before a stream's only task; use last")
+    if options.metric == "average" and joint:
+        problems.append("--metric average: joint training has a single task; use last")
     if not config.method.trains:
         problems.append(f"method.kind: {config.method.kind} has no settings to search")
     if "method.epochs" in space.parameters and all(domain.epochs for domain in config.domains):
         problems.append("method.epochs: every domain has epochs of its own, so that it changes nothing")
+    if options.resume and options.fresh:
+        problems.append("--resume goes on with a sweep, --fresh forgets it: take one of them")
+    if (
+        options.search == "grid"
+        and (number := math.prod(len(d.points(4)) for d in space.parameters.values())) > LARGEST_GRID
+    ):
+        problems.append(
+            f"--search grid: {number} trials; name fewer parameters or values, or take --search random"
+        )
     if problems:
         raise InputError(problems, "This cannot be searched")
 
@@ -144,13 +187,23 @@ def _search(stream: Stream, space: Space, options: Options, run: Run, console: C
     (images,), _ = encode(stream, [choice], run, console)
     folds, held_out = _fold_plan(images, options)
     parts = make_folds(images, folds, held_out, c.seed)
-    if not all(any(s.test for s in part.selections) for part in parts):
-        raise InputError(
-            ["no class has two different training images, so that none can be left out to judge by"],
-            "This cannot be searched",
-        )
+    _refuse_unjudged(parts)
     threads = max(1, int(c.resources.cpus_per_train_worker or 1))
-    return Search(stream, parts, options.metric, threads)
+    return Search(stream, parts, options.metric, threads, stream.resources.gpu_share)
+
+
+def _refuse_unjudged(parts: Sequence[Images]) -> None:
+    """Refuse domains of which no fold leaves anything out: there would be nothing to judge by."""
+    judged = {s.domain.name: False for s in parts[0].selections}
+    for part in parts:
+        judged |= {s.domain.name: True for s in part.selections if s.test}
+    if not all(judged.values()):
+        why = (
+            "none of its training images is left out to judge by; take more --folds, or more images per class"
+        )
+        raise InputError(
+            [f"{name}: {why}" for name, found in judged.items() if not found], "This cannot be searched"
+        )
 
 
 def _fold_plan(images: Images, options: Options) -> tuple[int, int]:
@@ -161,50 +214,69 @@ def _fold_plan(images: Images, options: Options) -> tuple[int, int]:
     return (4, 4) if np.median(sizes) <= FEW else (5, 1)
 
 
+def _check_begun(run: Run, stream: Stream, space: Space, options: Options) -> None:
+    """Refuse, before anything is encoded, to go on with another sweep or with none."""
+    found = None if options.fresh else run.store.read_version(IDENTITY)
+    if options.resume and found is None:
+        raise InputError(["without --resume it is begun"], f"There is no sweep {run.store.uri}")
+    if found is None:
+        return
+    then, now = json.loads(found[0]), _identity(stream, space, options)
+    _refuse_other(run, {key: then.get(key) for key in now}, now)
+    if not options.resume and all_kept(run.store):
+        raise InputError(["--resume continues it, --fresh starts over"], f"There is a sweep {run.store.uri}")
+
+
+def _refuse_other(run: Run, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if problems := differences(then, now):
+        where = run.store.uri
+        raise InputError(
+            problems, f"{where} was started differently (use another --name, or --fresh to start over)"
+        )
+
+
 def _begin(run: Run, search: Search, space: Space, options: Options) -> None:
-    """Make sure that the trials kept under this name are of this sweep."""
-    identity = _identity(search, space, options)
+    """Make sure that the trials kept under this name are of these images, or write down which they are of."""
     run.forget()
+    identity = {**_identity(search.stream, space, options), **_images_identity(search)}
     found = run.store.read_version(IDENTITY)
     if found:
-        problems = differences(json.loads(found[0]), identity)
-        if problems:
-            raise InputError(
-                problems,
-                f"{run.store.uri} was started differently (use another --name, or --fresh to start over)",
-            )
-        if not options.resume and all_kept(run.store):
-            raise InputError(
-                ["--resume continues it, --fresh starts over"], f"There is a sweep {run.store.uri}"
-            )
+        _refuse_other(run, json.loads(found[0]), identity)
     run.store.write(IDENTITY, json.dumps(identity, indent=1).encode())
 
 
-def _identity(search: Search, space: Space, options: Options) -> dict[str, Any]:
-    """What may not change while a sweep goes on."""
-    c = search.stream.config
-    tests = [[images.shas(s.test) for s in images.selections] for images in search.folds]
-    trains = [[images.shas(s.train) for s in images.selections] for images in search.folds]
+def _identity(stream: Stream, space: Space, options: Options) -> dict[str, Any]:
+    """What may not change while a sweep goes on, as far as it is known before images are."""
+    c = stream.config
     identity = {
-        "encoder": search.stream.info.feature_key,
+        "encoder": stream.info.feature_key,
         "method": c.method.identity,
         "views": c.views,
+        "shots": c.shots,
         "seed": c.seed,
         "domains": {
-            d.name: [d.prompt or c.encoder.prompt, d.augment, d.epochs] for d in search.stream.domains
+            d.name: [d.prompt or c.encoder.prompt, d.augment, d.epochs, *d.class_names]
+            for d in stream.domains
         },
+        "order": stream.names,
         "space": {key: str(value) for key, value in space.plain().items()},
         "metric": options.metric,
-        "folds": len(search.folds),
-        "images": _digest([tests, trains]),
+        "versions": code_versions(),
     }
     return json.loads(json.dumps(identity))
 
 
-def _digest(value: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def _images_identity(search: Search) -> dict[str, Any]:
+    """Which images are learnt and which are left out, with their classes."""
+    said = [
+        [
+            [images.shas(s.train), s.train_labels.tolist(), images.shas(s.test), s.test_labels.tolist()]
+            for s in images.selections
+        ]
+        for images in search.folds
+    ]
+    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return {"folds": len(search.folds), "images": digest[:16]}
 
 
 def _run(
@@ -213,39 +285,38 @@ def _run(
     """Run all trials that are not kept yet."""
     seed, grid = search.stream.config.seed, options.search == "grid"
     asked = space.grid() if grid else space.sample(options.samples, seed)
-    if options.search != "optuna":
-        _fit_classes(search, asked, console)
-    job = Job(search, run.store.uri, asked, space, options.search, options.scheduler, options.hours, seed)
+    _fit_classes(search, asked if options.search != "optuna" else space.listed(), console)
+    job = Job(
+        search=search,
+        folder=run.store.uri,
+        asked=asked,
+        space=space,
+        by=options.search,
+        scheduler=options.scheduler,
+        hours=options.hours,
+        seed=seed,
+        check=run.lease.check,
+    )
     return run_trials(job, group, console)
 
 
 def _fit_classes(search: Search, asked: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """k-means and mixtures of every fold, once for each number that a trial asks for."""
-    configs = [changed(search.stream.config, values) for values in asked]
-    numbers = {
-        kind: dict.fromkeys(getattr(c.method, kind) for c in configs)
-        for kind in ("memory_per_class", "mixture_components")
-    }
-    pairs = list(zip(*map(list, _evened(numbers)), strict=True))
+    """k-means and mixtures of all folds, once for each number that a trial asks for."""
+    methods = [changed(search.stream.config, values).method for values in asked]
+    vectors = list(dict.fromkeys(method.memory_per_class for method in methods))
+    components = list(dict.fromkeys(method.mixture_components for method in methods))
+    plans = [task for images in search.folds for task in plan_tasks(search.stream, images)]
+    parts = [part.images for task in plans for part in task.parts]
     with console.stage("k-means and mixtures"):
-        for images in search.folds:
-            parts = [part.images for task in plan_tasks(search.stream, images) for part in task.parts]
-            for vectors, components in pairs:
-                fit_classes(
-                    search.stream.bank,
-                    parts,
-                    vectors,
-                    components,
-                    lambda a, b: console.progress("classes", a, b),
-                )
-
-
-def _evened(numbers: Mapping[str, Mapping[int, None]]) -> Iterator[list[int]]:
-    """The numbers of each kind as lists of one length, the shorter one's last number repeated."""
-    length = max(len(some) for some in numbers.values())
-    for some in numbers.values():
-        values = list(some)
-        yield values + values[-1:] * (length - len(values))
+        # The shorter list goes on with its last number, which is known by then.
+        for i in range(max(len(vectors), len(components))):
+            fit_classes(
+                search.stream.bank,
+                parts,
+                vectors[min(i, len(vectors) - 1)],
+                components[min(i, len(components) - 1)],
+                lambda a, b: console.progress("classes", a, b),
+            )
 
 
 def _winner(trials: Sequence[Trial]) -> Trial:
@@ -258,12 +329,11 @@ def _winner(trials: Sequence[Trial]) -> Trial:
     if winner is not None:
         return winner
     failed = {trial.error or "" for trial in trials if trial.status == "failed"}
-    why = (
-        "; ".join(sorted(failed))
-        if failed
-        else "all of them were stopped before their last task: give more --hours"
-    )
-    raise LadaError(f"none of {len(trials)} trials finished: {why}; --resume goes on")
+    if failed:
+        raise LadaError(
+            f"none of {len(trials)} trials finished: {'; '.join(sorted(failed))}; --resume goes on"
+        )
+    raise LadaError("no trial finished in time: --resume goes on, with more --hours")
 
 
 def _importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
@@ -271,23 +341,16 @@ def _importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
     return importances(space, [(trial.values, trial.score) for trial in trials if trial.status == "finished"])
 
 
-@contextmanager
-def _tracked(
+def _group(
     whole: StreamConfig, space: Space, options: Options, run: Run, uri: str, console: Console
-) -> Iterator[Group]:
-    """The sweep's parent run, closed as KILLED or FAILED when the block does not end well."""
+) -> Group:
+    """The sweep in MLflow."""
     params = {
         **flat_params(whole.model_dump(mode="json")),
         **{f"space.{key}": str(value) for key, value in space.plain().items()},
         **{f"sweep.{key}": value for key, value in asdict(options).items() if key not in ("resume", "fresh")},
     }
-    group = Group(uri, whole.tracking.experiment, run.id, whole.name, "sweep", params, console.warn)
-    group.open()
-    try:
-        yield group
-    except BaseException as error:
-        group.finish("FAILED" if isinstance(error, LadaError) else "KILLED")
-        raise
+    return Group(uri, whole.tracking.experiment, run.id, whole.name, "sweep", params, console.warn)
 
 
 def _finish(
@@ -296,7 +359,7 @@ def _finish(
     """Write table, picture and page, and close the parent run."""
     with console.stage("report"):
         data = SweepData(
-            name=sweep.config.name.partition(".best-")[0],
+            name=sweep.config.name.rpartition(".best-")[0],
             metric=options.metric,
             trials=sweep.trials,
             best=sweep.best,
@@ -304,8 +367,9 @@ def _finish(
             importance=sweep.importance,
             tested=sweep.result.metrics,
             folder=sweep.folder,
-            command=f"python jobs/run_stream.py --config {join(sweep.folder, 'best.yaml')}",
+            command=_command(sweep),
             notes=list(console.notes),
+            earlier=sweep.earlier,
         )
         files = {
             "trials.csv": trials_csv(sweep.trials).encode(),
@@ -325,9 +389,15 @@ def _finish(
         group.finish("FINISHED", metrics=metrics, files=files)
 
 
+def _command(sweep: Sweep) -> str:
+    """What learns the winner again; empty where its configuration lies in an object store."""
+    best = join(sweep.folder, "best.yaml")
+    return "" if is_remote(best) else shlex.join(["python", "jobs/run_stream.py", "--config", best])
+
+
 def show_sweep(sweep: Sweep, console: Console) -> None:
     """Print the trials, the winner tested, and where everything lies."""
-    print_trials(sweep.trials, sweep.best, sweep.importance, console.rich)
+    print_trials(sweep.trials, sweep.best, sweep.importance, console.rich, sweep.metric)
     show(sweep.config, sweep.result, console)
     for name in ("sweep.html", "trials.csv", "best.yaml"):
         console.say(join(sweep.folder, name))

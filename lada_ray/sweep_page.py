@@ -61,6 +61,7 @@ class SweepData:
         folder: the sweep's folder.
         command: what learns the winner again.
         notes: warnings to show at the top.
+        earlier: runs of trials that won before the sweep went on, and were tested too.
     """
 
     name: str
@@ -73,6 +74,7 @@ class SweepData:
     folder: str
     command: str
     notes: Sequence[str] = ()
+    earlier: Sequence[str] = ()
 
 
 # Words
@@ -171,7 +173,7 @@ def trials_csv(trials: Sequence[Trial]) -> str:
 
 
 def print_trials(
-    trials: Sequence[Trial], best: Trial, importance: Mapping[str, float], console: Console
+    trials: Sequence[Trial], best: Trial, importance: Mapping[str, float], console: Console, metric: str = ""
 ) -> None:
     """Print how many trials ended how, the ten best, and how much each parameter mattered.
 
@@ -180,12 +182,12 @@ def print_trials(
         best: the winner, shown in bold.
         importance: share of each key, from 0 to 1; empty when it is not known.
         console: where to print.
+        metric: what trials were judged by, as in `SweepData`; it is not shown twice.
     """
     shown = _finished(trials)[:PRINTED]
     _say(console, f"{_counts(trials)}; the best on validation images, in %", style="bold")
-    print_columns(
-        console, [str(rank) for rank in range(1, len(shown) + 1)], _columns(shown, best, importance)
-    )
+    ranks = [str(rank) for rank in range(1, len(shown) + 1)]
+    print_columns(console, ranks, _columns(shown, best, importance, metric))
     names = short_names(best.values)
     shares = [f"{names.get(key, key)} {_share_text(share)}" for key, share in importance.items()]
     said = ", ".join(shares) or "not known (it takes four finished trials whose scores differ)"
@@ -194,14 +196,17 @@ def print_trials(
         _say(console, f"failed ({len(failed)}): {shorten(' '.join(reason.split()), 300)}")
 
 
-def _columns(trials: Sequence[Trial], best: Trial, importance: Mapping[str, float]) -> dict[str, list[Text]]:
+def _columns(
+    trials: Sequence[Trial], best: Trial, importance: Mapping[str, float], metric: str
+) -> dict[str, list[Text]]:
     """Cells by heading: what the trials scored, then their values, the parameter that matters most first."""
     styles = ["bold" if trial.key == best.key else "" for trial in trials]
 
     def column(cells: Iterable[str]) -> list[Text]:
         return [Text(cell, style=style) for cell, style in zip(cells, styles, strict=True)]
 
-    scores = {"score": "score"} | {name: METRIC_ROWS[name] for name in METRICS}
+    scores = {"score": f"score\n({METRIC_ROWS.get(metric, metric)})" if metric else "score"}
+    scores |= {name: METRIC_ROWS[name] for name in METRICS if name != metric}
     columns = {said: column(points(_scored(t, name)) for t in trials) for name, said in scores.items()}
     keys = _by_importance(best.values, importance)
     headings = column_names(list(short_names(keys).values()), HEADING_WIDTH)

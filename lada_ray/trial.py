@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+import pandas as pd
 
 from lada_ray.config import StreamConfig
-from lada_ray.evaluate import Evaluation, Row, load_tests, score_packs
+from lada_ray.encoder.clip import device_for
+from lada_ray.evaluate import Row, load_tests, score_packs
 from lada_ray.features.fill import Images
 from lada_ray.features.folds import assign_folds
 from lada_ray.fit.classes import fit_classes_here
 from lada_ray.fit.learners import learn_remaining
-from lada_ray.fit.plan import FitPlan, Fitted, TaskPlan, Tensors
+from lada_ray.fit.plan import Fitted, TaskPlan, Tensors
+from lada_ray.fit.task import TextSide, load_text_side
+from lada_ray.method.fusion import Fusion
 from lada_ray.metrics import stream_metrics
 from lada_ray.pack import TaskPack
 from lada_ray.prepare import Stream, pack_identities, plan_evaluation, plan_fit, plan_tasks
-from lada_ray.results import accuracy_table
 from lada_ray.run import Json
 
 METRICS = ("transfer", "average", "last")
@@ -40,6 +42,8 @@ class Search:
     metric: str
     """transfer, average, last or balanced, their mean."""
     threads: int
+    gpus: float = 0.0
+    """Share of a GPU that each trial reserves."""
 
     @property
     def tasks(self) -> int:
@@ -86,42 +90,71 @@ def changed(config: StreamConfig, values: Mapping[str, Any]) -> StreamConfig:
 def learn_trial(search: Search, values: Mapping[str, Any]) -> Iterator[dict[str, float]]:
     """Learn the stream with these values, all folds side by side, a task at a time.
 
+    Args:
+        search: the stream, its folds and the metric.
+        values: of the searched parameters, by dotted key.
+
     Yields:
-        After each task `score` (the sweep's metric) and transfer, average and last, in %, means over the folds.
+        After each task `score` (the sweep's metric) and transfer, average and last, in %, of the folds' mean matrix.
     """
-    stream = replace(search.stream, config=changed(search.stream.config, values))
-    matrices: list[list[Row]] = [[] for _ in search.folds]
-    folds = [_learn_fold(stream, images, search.threads) for images in search.folds]
+    for (scored,) in learn_siblings(search, [values]):
+        yield scored
+
+
+def learn_siblings(search: Search, siblings: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, float]]]:
+    """The same for values that differ in `method.fusion` alone, which acts on predictions: learnt once, scored each.
+
+    Yields:
+        After each task the scores of each.
+    """
+    configs = [changed(search.stream.config, values) for values in siblings]
+    stream = replace(search.stream, config=configs[0])
+    fusions = [config.method.fusion for config in configs]
+    text = load_text_side(plan_fit(stream, ()))
+    folds = [_learn_fold(stream, images, search, fusions, text) for images in search.folds]
+    matrices: list[dict[str, dict[str, float]]] = [{} for _ in siblings]
     for rows in zip(*folds, strict=True):
-        for matrix, row in zip(matrices, rows, strict=True):
-            matrix.append(row)
-        yield scores([stream_metrics(accuracy_table(matrix)).means() for matrix in matrices], search.metric)
+        for i, matrix in enumerate(matrices):
+            mine = [row[i] for row in rows]
+            matrix[mine[0].learnt] = mean_accuracy(mine)
+        yield [scores(pd.DataFrame.from_dict(matrix, orient="index"), search.metric) for matrix in matrices]
 
 
-def scores(folds: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
-    """Means of the folds' metrics, and the score: one of them, or as "balanced" the mean of those that are defined."""
-    means = {name: float(np.mean([fold[name] for fold in folds])) for name in METRICS}
+def mean_accuracy(rows: Sequence[Row]) -> dict[str, float]:
+    """In %, by domain: the mean over the folds that leave out images of it. One of few images may lack some."""
+    judged = {d: [row for row in rows if sum(row.total[d])] for d in rows[0].total}
+    return {
+        d: float(np.mean([100 * sum(row.correct[d]) / sum(row.total[d]) for row in some]))
+        for d, some in judged.items()
+    }
+
+
+def scores(accuracy: pd.DataFrame, metric: str) -> dict[str, float]:
+    """What a matrix of mean accuracies comes to: transfer, average, last, and the score.
+
+    The score is one of them, or as "balanced" the mean of those that are defined.
+    """
+    found = stream_metrics(accuracy).means()
+    means = {name: float(found[name]) for name in METRICS}
     defined = [value for value in means.values() if np.isfinite(value)]
     score = float(np.mean(defined)) if metric == "balanced" else means[metric]
     return {"score": score, **means}
 
 
-def _learn_fold(stream: Stream, images: Images, threads: int) -> Iterator[Row]:
-    """Learn one fold, a row of its matrix at a time."""
+def _learn_fold(
+    stream: Stream, images: Images, search: Search, fusions: Sequence[Fusion], text: TextSide | None
+) -> Iterator[list[Row]]:
+    """Learn one fold, a row of its matrix (one for each fusion) at a time."""
     images = images.with_views(stream.choice.views)
-    plan = replace(plan_fit(stream, plan_tasks(stream, images)), threads=threads)
+    plan = replace(plan_fit(stream, plan_tasks(stream, images)), threads=search.threads)
     settings, parts = plan.settings, [part.images for task in plan.tasks for part in task.parts]
     fit_classes_here(plan.bank, parts, settings.memory_per_class, settings.mixture_components)
     evaluation = plan_evaluation(stream, images, "")
-    evaluation = replace(evaluation, tests=tuple(test for test in evaluation.tests if test.shas))
-    return _rows(plan, evaluation, pack_identities(stream, images))
-
-
-def _rows(plan: FitPlan, evaluation: Evaluation, identities: Sequence[Json]) -> Iterator[Row]:
-    features, ledger = load_tests(evaluation), PacksInMemory(identities)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for task, _ in zip(plan.tasks, learn_remaining(plan, ledger, device), strict=True):
-        yield score_packs(evaluation, ledger.learnt, task.name, features)
+    tested = [replace(evaluation, prediction=replace(evaluation.prediction, fusion=f)) for f in fusions]
+    features, ledger = load_tests(evaluation), PacksInMemory(pack_identities(stream, images))
+    learning = learn_remaining(plan, ledger, device_for(search.gpus), text)
+    for task, _ in zip(plan.tasks, learning, strict=True):
+        yield [score_packs(one, ledger.learnt, task.name, features) for one in tested]
 
 
 class PacksInMemory:

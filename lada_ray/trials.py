@@ -23,11 +23,13 @@ class Trial:
     values: Values
     """The parameters that it tried, by dotted key."""
     status: Status
-    """finished: learnt all tasks; stopped: given up early as not promising, or out of time; failed: see error."""
+    """finished: learnt all tasks; stopped: given up early as not promising; failed: see error."""
     scores: tuple[Mapping[str, float], ...]
     """After each task: `score`, what trials are judged by, and transfer, average, last in %; means over the folds."""
     seconds: float = 0.0
     error: str | None = None
+    number: int = 0
+    """In which place it was asked for, from 1 on."""
 
     @property
     def key(self) -> str:
@@ -48,7 +50,10 @@ def trial_key(values: Values) -> str:
 
 def keep(store: Store, trial: Trial) -> None:
     """Write a trial into a sweep's folder."""
-    store.write(f"{FOLDER}/{trial.key}.json", json.dumps(asdict(trial), indent=1).encode())
+    # JSON knows no NaN, and so not every reader of it.
+    scores = [{k: v if math.isfinite(v) else None for k, v in one.items()} for one in trial.scores]
+    said = json.dumps({**asdict(trial), "scores": scores}, indent=1, allow_nan=False)
+    store.write(f"{FOLDER}/{trial.key}.json", said.encode())
 
 
 def kept(store: Store, key: str) -> Trial | None:
@@ -65,7 +70,8 @@ def all_kept(store: Store) -> dict[str, Trial]:
 
 def _parsed(data: bytes) -> Trial:
     values = json.loads(data)
-    return Trial(**{**values, "scores": tuple(values["scores"])})
+    scores = [{k: math.nan if v is None else v for k, v in one.items()} for one in values["scores"]]
+    return Trial(**{**values, "scores": tuple(scores)})
 
 
 def best(trials: Iterable[Trial]) -> Trial | None:

@@ -73,8 +73,11 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderSpec:
     return resolve_encoder(config, "fp32")
 
 
-def write_tiny_clip(folder: Path) -> tuple[Path, Path]:
-    """Architecture and weights of a tiny CLIP; returns both files."""
+def write_tiny_clip(folder: Path, **text: Any) -> tuple[Path, Path]:
+    """Architecture and weights of a tiny CLIP; returns both files.
+
+    `text` is added to the settings of its text tower.
+    """
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -83,7 +86,7 @@ def write_tiny_clip(folder: Path) -> tuple[Path, Path]:
         "embed_dim": 32,
         "quick_gelu": False,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, **text},
     }
     architecture, weights = folder / "tiny.json", folder / "tiny.safetensors"
     architecture.write_text(json.dumps(settings))

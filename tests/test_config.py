@@ -86,19 +86,28 @@ def test_defaults_are_the_published_ones(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "trains"),
+    ("kind", "constants"),
     [
-        *(("lada", True), ("joint", True)),
-        *(("zero_shot", False), ("ncm", False), ("rail_primal", False), ("rail_dual", False)),
+        ("lada", None),
+        ("joint", None),
+        ("zero_shot", {}),
+        ("ncm", {}),
+        ("rail_primal", {"ridge": 0.1, "dimensions": 15000, "mix": 0.8}),
+        ("rail_dual", {"ridge": 1e-3, "gamma": 0.1, "mix": 0.8}),
     ],
 )
-def test_what_a_kind_of_learner_takes_from_the_configuration(small: Path, kind: str, trains: bool) -> None:
+def test_what_a_kind_of_learner_takes_from_the_configuration(
+    small: Path, kind: str, constants: dict[str, float] | None
+) -> None:
     config = StreamConfig.from_yaml(small, {"method.kind": kind, "method.beta": 2.0, "views": 5})
     method = config.method
-    assert (method.kind, method.trains) == (kind, trains)
+    assert (method.kind, method.trains) == (kind, constants is None)
     # A learner in closed form has no settings and sees no augmented view: neither identifies its run.
-    assert method.identity == (method.model_dump(mode="json") if trains else {"kind": kind})
-    assert config.training_views == (5 if trains else 0)
+    closed = constants is not None
+    assert method.identity == (
+        {"kind": kind, **(constants or {})} if closed else method.model_dump(mode="json")
+    )
+    assert config.training_views == (0 if closed else 5)
     assert config.views == 5
 
 

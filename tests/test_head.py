@@ -88,12 +88,15 @@ def test_without_packs_it_is_zero_shot() -> None:
 # ---------------------------------------------------------------- rivals
 
 
-def own_pack(labels: Sequence[tuple[str, str]], seed: int, **tensors: np.ndarray) -> TaskPack:
-    """A pack of a learner that keeps these tensors beside the text."""
+def own_pack(
+    labels: Sequence[tuple[str, str]], seed: int, method: dict[str, Any] | None = None, **tensors: np.ndarray
+) -> TaskPack:
+    """A pack of a learner that keeps these tensors beside the text, and says this of its method."""
     text = make_pack(labels, seed=seed).tensors["text"]
     floats: dict[str, Any] = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    config = {} if method is None else {"method": method}
     return TaskPack.build(
-        {"labels": [list(label) for label in labels], "config": {}, "samples": []},
+        {"labels": [list(label) for label in labels], "config": config, "samples": []},
         None,
         {"text": text, **floats},
     )
@@ -114,13 +117,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def mixed(text: np.ndarray, regression: np.ndarray) -> np.ndarray:
+def mixed(text: np.ndarray, regression: np.ndarray, mix: float = 0.8) -> np.ndarray:
     """RAIL's prediction (rivals.md), a row at a time: 0.2 p + 0.8 of the regression where zero-shot says "seen"."""
     p, seen = softmax(text), regression.shape[1]
     for row, values in zip(p, regression, strict=True):
         if row.argmax() < seen:
-            row *= 0.2
-            row[:seen] += 0.8 * values
+            row *= 1 - mix
+            row[:seen] += mix * values
     return p
 
 
@@ -187,8 +190,21 @@ def test_rail_dual_blends_its_regression_in() -> None:
     check_rail(head_of("rail_dual", [old, new]), text, regression)
 
 
-def check_rail(head: Head, text: np.ndarray, regression: np.ndarray) -> None:
-    expected = mixed(text, regression)
+def test_rail_predicts_with_the_constants_of_its_newest_pack() -> None:
+    features = [unit(random(4, D, seed=10)), unit(random(3, D, seed=11))]
+    then = {"kind": "rail_dual", "ridge": 1e-3, "gamma": 0.4, "mix": 0.6}
+    tensors = [{"features": features[0], "coefficients": random(4, 2, seed=12)}]
+    tensors += [{"features": features[1], "coefficients": random(7, 3, seed=13)}]
+    old = own_pack([X, Y], 0, {**then, "gamma": 9.0, "mix": 0.1}, **tensors[0])
+    new = own_pack([Z], 1, then, **tensors[1])
+    text = text_logits([old.tensors["text"], new.tensors["text"], UNSEEN])
+    distances = ((unit(FEATURES)[:, None] - np.concatenate(features)[None]) ** 2).sum(axis=2)
+    regression = np.exp(-0.4 * distances) @ new.tensors["coefficients"]
+    check_rail(head_of("rail_dual", [old, new]), text, regression, mix=0.6)
+
+
+def check_rail(head: Head, text: np.ndarray, regression: np.ndarray, mix: float = 0.8) -> None:
+    expected = mixed(text, regression, mix)
     np.testing.assert_allclose(head.logits(FEATURES, UNSEEN), expected, rtol=1e-4, atol=1e-5)
     chosen, scores = head.predict_scored(FEATURES, UNSEEN)
     assert chosen.tolist() == head.predict(FEATURES, UNSEEN).tolist() == expected.argmax(axis=1).tolist()

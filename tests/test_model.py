@@ -79,6 +79,16 @@ def test_fields_of_another_version_are_refused() -> None:
         ModelFile.from_bytes(json.dumps({**values, "surprise": 2}).encode(), "here")
 
 
+def test_a_learner_of_a_newer_version_is_refused() -> None:
+    values = json.loads(FILE.to_bytes())
+    values["prediction"]["kind"] = "cl_lora"
+    with pytest.raises(IntegrityError, match=r"^here was written by a newer version.*'cl_lora'.*; upgrade"):
+        ModelFile.from_bytes(json.dumps(values).encode(), "here")
+    # One of the time before there were several.
+    del values["prediction"]["kind"]
+    assert ModelFile.from_bytes(json.dumps(values).encode(), "here").prediction.kind == "lada"
+
+
 # ---------------------------------------------------------------- commits
 
 

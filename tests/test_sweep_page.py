@@ -67,12 +67,12 @@ def data(trials: list[Trial] = TRIALS, **other: Any) -> SweepData:
 
 
 def printed(
-    trials: list[Trial] = TRIALS, width: int = 80, importance: dict[str, float] = SHARES
+    trials: list[Trial] = TRIALS, width: int = 80, importance: dict[str, float] = SHARES, metric: str = ""
 ) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
     winner = best(trials)
     assert winner is not None
-    print_trials(trials, winner, importance, console)
+    print_trials(trials, winner, importance, console, metric)
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
@@ -96,6 +96,23 @@ def test_the_best_are_printed_best_first() -> None:
         "importance: memory_per_class 70 %, beta 30 %",
         "failed (2): ValueError: NaN in the loss",
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown", "cells"),
+    [
+        ("average", ["(Average)", "Transfer", "Last"], ["80.25", "53.00", "80.25"]),
+        ("last", ["(Last)", "Transfer", "Average"], ["80.25", "53.00", "63.00"]),
+        ("balanced", ["(balanced)", "Transfer", "Average", "Last"], ["80.25", "53.00", "63.00", "80.25"]),
+    ],
+)
+def test_the_score_says_what_it_is_and_is_shown_once(metric: str, shown: list[str], cells: list[str]) -> None:
+    lines = printed(width=100, metric=metric)
+    assert sum("score" in line.split() for line in lines) == 1
+    heading = next(line for line in lines if f"({shown[0][1:]}" in line).split()
+    assert heading[: len(shown)] == shown
+    best_row = next(line for line in lines if line.startswith("1")).split()
+    assert best_row == ["1", *cells, "4", "2.5"]
 
 
 def test_ten_are_printed_and_unknown_importance_is_said() -> None:
@@ -244,6 +261,15 @@ def test_page_is_self_contained_and_says_what_counts() -> None:
         "3 min 08 s",
     ):
         assert expected in text
+
+
+def test_earlier_winners_that_were_tested_are_named() -> None:
+    html = sweep_html(data(earlier=["x.best-abc123", EVIL]))
+    assert_self_contained(html)
+    text = " ".join(body_text(html).split())
+    assert "decided nothing: they were used by the winner, and by x.best-abc123, &lt;script&gt;" in text
+    assert "which won before the sweep went on. The best of many" in text
+    assert "used once" not in text
 
 
 def test_parameters_come_by_importance_and_trials_by_score() -> None:

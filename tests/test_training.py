@@ -1,16 +1,15 @@
-"""Ray Train beside the driver: its end and its errors, and a watch that nobody depends on."""
+"""Ray Train beside the driver: its end and its errors."""
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
 
 from lada_ray import training
 from lada_ray.errors import InputError, LadaError, LostLease
-from lada_ray.training import Background, Watch, Watcher, raise_cause
+from lada_ray.training import Background, raise_cause
 
 
 class WorkerFailure(Exception):
@@ -52,26 +51,3 @@ def test_other_errors_become_a_sentence() -> None:
         raise_cause(RuntimeError("out of memory"))
     with pytest.raises(InputError):
         raise_cause(InputError(["no"]))
-
-
-def test_the_watch_keeps_the_newest() -> None:
-    watch = Watch()
-    assert watch.read() is None
-    watch.update("digits", 3, 10)
-    watch.update("digits", 4, 10)
-    assert watch.read() == ("digits", 4, 10)
-
-
-def test_a_dead_watch_costs_nothing(ray_local: None) -> None:
-    import ray
-
-    watcher = Watcher()
-    watcher("digits", 1, 2)
-    for _ in range(50):
-        if watcher.read() is not None:
-            break
-        time.sleep(0.05)
-    assert watcher.read() == ("digits", 1, 2)
-    ray.kill(watcher._actor)
-    watcher("digits", 2, 2)
-    assert watcher.read() is None

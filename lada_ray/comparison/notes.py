@@ -1,100 +1,99 @@
-"""What a reader of a comparison has to know: runs without a partner, undefined metrics, no test possible."""
+"""What a reader of a comparison has to know: missing runs, undefined metrics, no test possible. A line per fact."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from lada_ray.comparison.numbers import METRICS, Outcome, named_rows, paired, summary, variant_names
+from lada_ray.comparison.numbers import METRICS, Outcome, by_variant, observations, paired
 from lada_ray.report import METRIC_ROWS
+
+Metrics = Mapping[str, Sequence[str]]
+"""Some metrics of each variant."""
 
 
 def comparison_notes(outcomes: Sequence[Outcome], baseline: str) -> list[str]:
-    """What a reader of the tables has to know: runs without a partner, metrics that are undefined, no test possible.
+    """What a reader of the tables has to know, a line per fact.
 
     Args:
         outcomes: of the baseline and of other variants.
         baseline: the variant that others are compared with.
 
     Returns:
-        one sentence or two per note; empty when there is nothing to say.
+        the notes; empty when there is nothing to say.
 
     Raises:
         InputError: as for `paired`.
     """
-    means, differences = summary(outcomes), paired(outcomes, baseline)
-    return [
-        *_partner_notes(outcomes, baseline),
-        *_undefined_notes(means),
-        *_partly_undefined_notes(means),
-        *_untested_notes(differences),
-    ]
+    differences, runs = paired(outcomes, baseline), by_variant(outcomes)
+    return [*_missing_note(runs), *_mean_notes(runs), *_difference_notes(differences)]
 
 
-def _partner_notes(outcomes: Sequence[Outcome], baseline: str) -> list[str]:
-    """One note per set of runs without a partner, so that variants alike share a line."""
-    done = {
-        name: {(o.order, o.seed) for o in outcomes if o.variant == name} for name in variant_names(outcomes)
-    }
-    base = done.pop(baseline)
-    groups: dict[tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]], list[str]] = {}
-    for variant, runs in done.items():
-        if runs != base:
-            groups.setdefault((frozenset(runs - base), frozenset(base - runs)), []).append(variant)
-    return [
-        f"Without a partner, so in the means but not in the differences: {_alone(', '.join(variants), theirs)}"
-        f"{'; ' if theirs and ours else ''}{_alone(baseline, ours)} (pairs of {', '.join(variants)} with "
-        f"{baseline}: {len(done[variants[0]] & base)})."
-        for (theirs, ours), variants in groups.items()
-    ]
+def _missing_note(runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Runs that some variants have and others do not; variants alike are named together."""
+    every = {key for table in runs.values() for key in table.index}
+    groups: dict[tuple[tuple[int, int], ...], list[str]] = {}
+    for variant, table in runs.items():
+        groups.setdefault(tuple(sorted(every.difference(table.index))), []).append(variant)
+    missing = [f"{_listed(keys)} of {', '.join(variants)}" for keys, variants in groups.items() if keys]
+    return [f"Missing, so that partners count in the means only: {'; '.join(missing)}."] if missing else []
 
 
-def _alone(who: str, runs: Iterable[tuple[int, int]]) -> str:
-    names = _listed(f"order {order} seed {seed}" for order, seed in sorted(runs))
-    return f"{names} of {who}" if names else ""
-
-
-def _listed(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
+def _listed(keys: Sequence[tuple[int, int]], most: int = 6) -> str:
+    names = [f"order {order} seed {seed}" for order, seed in keys]
     more = [f"{len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more])
 
 
-def _undefined_notes(means: pd.DataFrame) -> list[str]:
-    """One note per set of metrics that are undefined, so that variants alike share a line."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for variant, row in named_rows(means):
-        missing = tuple(METRIC_ROWS[metric] for metric in METRICS if not row[metric, "n"])
-        groups.setdefault(missing, []).append(variant)
+def _mean_notes(runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    def where(holds: Callable[[pd.Series], Any]) -> Metrics:
+        return {name: [m for m in METRICS if holds(table[m])] for name, table in runs.items()}
+
+    every, defined = dict.fromkeys(runs, METRICS), where(lambda v: v.notna().any())
+    repeated = "The same for every seed, so that each order counts once"
     return [
-        f"{', '.join(missing)}: undefined for {', '.join(variants)}."
-        for missing, variants in groups.items()
-        if missing
+        *_note("Undefined", where(lambda v: v.isna().all()), every),
+        *_note("Undefined in some runs", where(lambda v: v.isna().any() and v.notna().any()), every),
+        *_note(repeated, where(_repeated), defined),
     ]
 
 
-def _partly_undefined_notes(means: pd.DataFrame) -> list[str]:
+def _repeated(values: pd.Series) -> bool:
+    table = values.dropna().to_frame()
+    return len(observations(table)) < len(table)
+
+
+def _difference_notes(differences: pd.DataFrame) -> list[str]:
+    n, sd = differences["n"], differences["sd"]
+    defined = _where(n > 0)
     return [
-        f"{METRIC_ROWS[metric]} of {variant} is the mean of {row[metric, 'n']:.0f} of its {row['seconds', 'n']:.0f} "
-        "runs: the others do not have it."
-        for variant, row in named_rows(means)
-        for metric in METRICS
-        if 0 < row[metric, "n"] < row["seconds", "n"]
+        *_note("One observation, so no interval and no p", _where(n == 1), defined),
+        *_note(
+            "The same difference in all pairs, so no interval and no p", _where((n > 1) & (sd == 0)), defined
+        ),
     ]
 
 
-def _untested_notes(differences: pd.DataFrame) -> list[str]:
-    pairs = differences["n"].groupby(level="variant", sort=False).max()
-    single = [str(variant) for variant, count in pairs.items() if count == 1]
-    notes = [f"One pair only, so no interval and no p: {', '.join(single)}."] if single else []
-    same = differences[(differences["n"] > 1) & (differences["sd"] == 0)].reset_index()
+def _where(found: pd.Series) -> Metrics:
+    """The metrics of each variant for which `found`, index (variant, metric), is true."""
+    metrics: dict[str, list[str]] = {}
+    for variant, metric in found.index[found]:
+        metrics.setdefault(variant, []).append(metric)
+    return metrics
+
+
+def _note(fact: str, metrics: Metrics, every: Metrics) -> list[str]:
+    """A fact and for what it holds; a variant stands alone where it holds for `every` metric of it."""
     groups: dict[str, list[str]] = {}
-    for variant, rows in same.groupby("variant", sort=False):
-        groups.setdefault(", ".join(METRIC_ROWS[metric] for metric in rows["metric"]), []).append(
-            str(variant)
-        )
-    return notes + [
-        f"{metrics}: the difference is the same in all pairs, so no test is possible, for {', '.join(variants)}."
-        for metrics, variants in groups.items()
-    ]
+    for variant, some in metrics.items():
+        names = "" if list(some) == list(every[variant]) else f" ({_titles(some)})"
+        if some:
+            groups.setdefault(names, []).append(variant)
+    found = "; ".join(f"{', '.join(variants)}{names}" for names, variants in groups.items())
+    return [f"{fact}: {found}."] if found else []
+
+
+def _titles(metrics: Iterable[str]) -> str:
+    return ", ".join(METRIC_ROWS[metric] for metric in metrics)

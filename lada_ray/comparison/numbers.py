@@ -75,53 +75,84 @@ def _defined(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
+def observations(values: pd.DataFrame) -> pd.DataFrame:
+    """What statistics may count: the runs or, where the seed changes nothing, one of each order.
+
+    Without shots, a learner in closed form learns the same from every seed. Its runs repeat one result then, and
+    would pass for evidence that nobody has. Whether the seed matters is asked of all orders together: ties within
+    some of them are chance, ties within all of them mean that seeds say nothing about the spread.
+
+    Args:
+        values: index (order, seed); a metric in %, a column for each of the variants that are compared.
+
+    Returns:
+        `values`; when no column varies within any order, the first row of each, index order.
+    """
+    orders = values.groupby(level="order")
+    seed_matters = (orders.max() - orders.min() >= SAME).to_numpy().any()
+    return values if seed_matters else orders.first()
+
+
 def summary(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """Mean and spread of each variant over its (order, seed)s.
+    """Mean and spread of each variant over its `observations`.
 
     Args:
         outcomes: of any number of variants, orders and seeds.
 
     Returns:
         index: variants in order of first appearance; columns (metric, statistic): for each metric `mean` and `sd`
-        in % (sample standard deviation, ddof 1; NaN for one value) over the `n` outcomes that have it; for the
-        seconds `mean` and `n`, which is the number of the variant's runs.
+        in % (sample standard deviation, ddof 1; NaN for one value) over its `n` observations: the (order, seed)s
+        that have it, or the orders where the seed changes nothing. For the seconds `mean` and `n`, which is the
+        number of the variant's runs.
 
     Raises:
         InputError: as for `raw_results`.
     """
-    grouped = raw_results(outcomes).groupby("variant", sort=False)
-    table = grouped[list(METRICS)].agg(["mean", "std", "count"])
-    table = table.rename(columns={"std": "sd", "count": "n"}, level=1)
-    table["seconds", "mean"] = grouped["seconds"].mean()
-    table["seconds", "n"] = grouped["seconds"].count()
-    table.columns.names = ["metric", "statistic"]
-    return table
+    rows = [_summary_row(runs) for runs in by_variant(outcomes).values()]
+    columns = pd.MultiIndex.from_tuples(list(rows[0]), names=["metric", "statistic"])
+    return pd.DataFrame(rows, index=pd.Index(variant_names(outcomes), name="variant"), columns=columns)
+
+
+def _summary_row(runs: pd.DataFrame) -> dict[tuple[str, str], float]:
+    row: dict[tuple[str, str], float] = {}
+    for metric in METRICS:
+        seen = observations(runs[[metric]].dropna())[metric]
+        row |= {(metric, "mean"): seen.mean(), (metric, "sd"): seen.std(ddof=1), (metric, "n"): len(seen)}
+    return row | {("seconds", "mean"): runs["seconds"].mean(), ("seconds", "n"): len(runs)}
+
+
+def by_variant(outcomes: Sequence[Outcome]) -> dict[str, pd.DataFrame]:
+    """`raw_results` of each variant, in order of first appearance, with index (order, seed)."""
+    table = raw_results(outcomes).set_index(["order", "seed"])
+    return {name: table[table["variant"] == name] for name in variant_names(outcomes)}
 
 
 def paired(outcomes: Sequence[Outcome], baseline: str) -> pd.DataFrame:
     """Differences of the other variants to the baseline on the same (order, seed).
+
+    Each (order, seed) is one observation. Where the seed changes neither of the two, as with learners in closed form
+    on all images, each order is one (`observations`), whatever the number of seeds.
 
     Args:
         outcomes: of the baseline and of other variants.
         baseline: the variant that is subtracted.
 
     Returns:
-        index (variant, metric); columns: `mean` and `sd` (ddof 1) of the differences in points, `n` pairs, `low` and
-        `high` of the 95 % t-interval of the mean, `p` of the two-sided paired t-test, and `unpaired`, the number of
-        (order, seed)s at which only one of the two has the metric. With one pair, sd, interval and p are NaN. When
-        all differences are the same, sd is 0 and the interval has no width; p is NaN, for the test's statistic is
-        undefined (0/0) or infinite, and neither is evidence.
+        index (variant, metric); columns: `mean` and `sd` (ddof 1) of the differences in points over `n`
+        observations, `low` and `high` of the 95 % t-interval of the mean, `p` of the two-sided paired t-test, and
+        `unpaired`, the number of (order, seed)s at which only one of the two has the metric. With one observation,
+        sd, interval and p are NaN. When all differences are the same, sd is 0, and interval and p are NaN: the test's
+        statistic is undefined (0/0) or infinite, and neither is evidence.
 
     Raises:
         InputError: as for `raw_results`, or no outcome of the baseline.
     """
     check_outcomes(outcomes, baseline)
-    table = raw_results(outcomes).set_index(["order", "seed"])
-    base = table[table["variant"] == baseline]
+    runs = by_variant(outcomes)
+    base = runs.pop(baseline)
     rows = {
-        (variant, metric): _paired_row(table.loc[table["variant"] == variant, metric], base[metric])
-        for variant in variant_names(outcomes)
-        if variant != baseline
+        (variant, metric): _paired_row(theirs[metric], base[metric])
+        for variant, theirs in runs.items()
         for metric in METRICS
     }
     index = pd.MultiIndex.from_tuples(list(rows), names=["variant", "metric"])
@@ -130,21 +161,19 @@ def paired(outcomes: Sequence[Outcome], baseline: str) -> pd.DataFrame:
 
 
 def _paired_row(theirs: pd.Series, base: pd.Series) -> dict[str, float]:
-    theirs, base = theirs.dropna(), base.dropna()
-    both = theirs.index.intersection(base.index)
-    differences = (theirs[both] - base[both]).to_numpy(dtype=float)
-    unpaired = len(theirs.index.symmetric_difference(base.index))
-    return _difference(differences) | {"n": len(both), "unpaired": unpaired}
+    table = pd.DataFrame({"theirs": theirs, "base": base})
+    pairs = observations(table.dropna())
+    differences = (pairs["theirs"] - pairs["base"]).to_numpy(dtype=float)
+    unpaired = int((table.notna().sum(axis=1) == 1).sum())
+    return _difference(differences) | {"n": len(pairs), "unpaired": unpaired}
 
 
 def _difference(values: np.ndarray) -> dict[str, float]:
-    """Mean, sd, t-interval and p of paired differences; NaN for what too few of them leave undefined."""
+    """Mean, sd, t-interval and p of paired differences; NaN for what they leave undefined."""
     nan = float("nan")
     mean = float(values.mean()) if len(values) else nan
-    if len(values) < 2:
-        return {"mean": mean, "sd": nan, "low": nan, "high": nan, "p": nan}
-    if np.ptp(values) < SAME:
-        return {"mean": mean, "sd": 0.0, "low": mean, "high": mean, "p": nan}
+    if len(values) < 2 or np.ptp(values) < SAME:
+        return {"mean": mean, "sd": nan if len(values) < 2 else 0.0, "low": nan, "high": nan, "p": nan}
     from scipy import stats  # half a second, and only differences need it
 
     test = stats.ttest_1samp(values, 0.0)

@@ -26,6 +26,7 @@ from lada_ray.comparison.words import (
     best_by_metric,
     best_of,
     caption,
+    count_text,
     interval_text,
     mean_text,
     p_text,
@@ -112,7 +113,7 @@ def _difference_rows(differences: pd.DataFrame) -> list[dict[str, Any]]:
                 }
                 for metric, row in named_rows(rows.droplevel("variant"))
             ],
-            "pairs": int(rows["n"].max()),
+            "count": count_text(rows),
         }
         for variant, rows in differences.groupby(level="variant", sort=False)
     ]

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from lada_ray.comparison.notes import comparison_notes
 from lada_ray.comparison.numbers import METRICS, Outcome, named_rows, paired, raw_results, summary
-from lada_ray.comparison.words import best_by_metric, caption, difference_text, mean_text, scope, verdict
+from lada_ray.comparison.words import (
+    best_by_metric,
+    caption,
+    count_text,
+    difference_text,
+    mean_text,
+    scope,
+    verdict,
+)
 from lada_ray.page import duration
 from lada_ray.report import METRIC_ROWS, print_columns
 
@@ -69,11 +77,11 @@ def _markdown_differences(differences: pd.DataFrame) -> str:
         [
             _markdown(str(variant)),
             *(difference_text(row) for _, row in table.iterrows()),
-            str(table["n"].max()),
+            count_text(table),
         ]
         for variant, table in differences.groupby(level="variant", sort=False)
     ]
-    return _markdown_table(["", *METRIC_ROWS.values(), "pairs"], rows)
+    return _markdown_table(["", *METRIC_ROWS.values(), "n"], rows)
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -112,7 +120,7 @@ def print_comparison(outcomes: Sequence[Outcome], baseline: str, console: Consol
     if len(differences):
         others = list(differences.index.unique("variant"))
         columns = {title: _difference_column(differences, m) for m, title in METRIC_ROWS.items()}
-        columns["pairs"] = [Text(str(differences.loc[variant, "n"].max())) for variant in others]
+        columns["n"] = [Text(count_text(differences.loc[[variant]])) for variant in others]
         _say(console, "\n" + caption(baseline), style="bold")
         print_columns(console, others, columns)
     for note in comparison_notes(outcomes, baseline):

@@ -17,13 +17,19 @@ def mean_text(cell: Mapping[str, float] | pd.Series) -> str:
 
 
 def interval_text(row: Mapping[str, float] | pd.Series) -> str:
-    """The interval of a mean difference; empty where it is undefined."""
+    """The interval of a mean difference; empty where there is none: of one observation, or of equal ones."""
     return f"[{points(row['low'])}, {points(row['high'])}]" if row["low"] == row["low"] else ""
 
 
 def difference_text(row: Mapping[str, float] | pd.Series) -> str:
-    """A mean difference and its interval."""
+    """A mean difference and its interval, if there is one."""
     return f"{points(row['mean'], signed=True)} {interval_text(row)}".rstrip()
+
+
+def count_text(rows: pd.DataFrame) -> str:
+    """Number of observations in the differences of a variant; from the fewest to the most, where metrics differ."""
+    counts = sorted(set(rows["n"][rows["n"] > 0]))
+    return "–".join(f"{count:.0f}" for count in dict.fromkeys(counts[:1] + counts[-1:])) or "0"
 
 
 def p_text(p: float) -> str:
@@ -51,7 +57,10 @@ def best_by_metric(means: pd.DataFrame, metric: str) -> set[str]:
 
 
 def verdict(metric: str, row: pd.Series) -> str:
-    """Whether the interval of a difference lies on the good or on the bad side of zero: "gain", "loss" or ""."""
+    """Whether the interval of a difference lies on the good or on the bad side of zero: "gain", "loss" or "".
+
+    Differences without an interval have no verdict.
+    """
     if not (row["low"] > 0 or row["high"] < 0):
         return ""
     return "gain" if (row["mean"] > 0) != (metric == "forgetting") else "loss"
@@ -61,8 +70,8 @@ def caption(baseline: str) -> str:
     """What the differences are."""
     return (
         f"Difference to {baseline} in points on the same order and seed: mean [95 % t-interval]. "
-        "Each order and seed counts as one observation; "
-        "intervals hold one at a time, not corrected for the number of comparisons."
+        "Each order and seed is one of n observations; where the seed changes neither of the two, each order is. "
+        "Intervals hold one at a time, not corrected for the number of comparisons."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,18 +50,6 @@ def assign_folds(labels: npt.NDArray[np.integer], shas: Sequence[str], folds: in
         if len({fold_of[sha] for sha in content}) == 1:
             fold_of |= dict.fromkeys(content, TRAIN_ONLY)
     return np.array([fold_of[sha] for sha in shas], np.int64)
-
-
-def splits(
-    labels: npt.NDArray[np.integer], shas: Sequence[str], folds: int, seed: int
-) -> Iterator[tuple[Indices, Indices]]:
-    """Indices of the training and of the validation images, for each fold in turn; arguments as of `assign_folds`.
-
-    Validation images are few or none where no class has as many distinct images as there are folds.
-    """
-    fold_of = assign_folds(labels, shas, folds, seed)
-    for fold in range(folds):
-        yield np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
 
 
 def _balanced(copies: dict[str, Counter[int]], folds: int, seed: int) -> dict[str, int]:

@@ -75,7 +75,7 @@ def select(domain: Domain, spoilt: Mapping[str, str], shots: int | None, views: 
 
 
 def emptied(selections: Sequence[Selection]) -> list[str]:
-    """One line for each class that bad images left without training images, and each domain without test images."""
+    """A line for each class that bad images left without training images, or domain without the test images it had."""
     lines = []
     for selection in selections:
         name, classes = selection.domain.name, selection.domain.class_names
@@ -85,6 +85,6 @@ def emptied(selections: Sequence[Selection]) -> list[str]:
             for i, c in enumerate(classes)
             if i not in left
         ]
-        if not selection.test:
+        if selection.domain.test and not selection.test:
             lines.append(f"{name}: every test image is unusable")
     return lines

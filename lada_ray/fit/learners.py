@@ -10,17 +10,19 @@ from lada_ray.cluster import result
 from lada_ray.config import TRAINED
 from lada_ray.fit.closed_form import solve_tasks
 from lada_ray.fit.plan import FitPlan, Ledger
-from lada_ray.fit.task import TrainResources, fit_tasks, learn_tasks
+from lada_ray.fit.task import TextSide, TrainResources, fit_tasks, learn_tasks
 
 
-def learn_remaining(plan: FitPlan, ledger: Ledger, device: torch.device | str) -> Iterator[str]:
-    """Learn and commit, in this process, the tasks that are not committed, in order.
+def learn_remaining(
+    plan: FitPlan, ledger: Ledger, device: torch.device | str, text: TextSide | None = None
+) -> Iterator[str]:
+    """Learn and commit, in this process, the tasks that are not committed, in order; arguments as of `learn_tasks`.
 
     Yields:
         The digest of each pack that was committed.
     """
     torch.set_num_threads(plan.threads)
-    return learn_tasks(plan, ledger, device) if plan.kind in TRAINED else solve_tasks(plan, ledger)
+    return learn_tasks(plan, ledger, device, text=text) if plan.kind in TRAINED else solve_tasks(plan, ledger)
 
 
 def fit_remaining(plan: FitPlan, ledger: Ledger, resources: TrainResources, storage: str, name: str) -> None:

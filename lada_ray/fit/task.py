@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lada_ray.encoder import Encoder, load_encoder
+from lada_ray.encoder import load_encoder
 from lada_ray.features.text import read_text
 from lada_ray.fit.classes import MemoryInit, Mixtures, read_memory, read_mixtures
 from lada_ray.fit.plan import FitPlan, Fitted, Ledger, TaskPlan, Tensors
@@ -132,23 +132,55 @@ def _agree(value: Any) -> Any:
     return box[0]
 
 
+@dataclass(frozen=True)
+class TextSide:
+    """What of an encoder is trained with: its frozen text tower. The image tower is not kept."""
+
+    tower: CausalTextTower
+    tokenizer: Callable[[list[str]], torch.Tensor]
+
+
+def load_text_side(plan: FitPlan) -> TextSide | None:
+    """The text tower of the plan's encoder; None where nothing tunes it.
+
+    Raises:
+        IntegrityError: the weights are not those that the bank's features were made with.
+    """
+    if plan.settings.text_tuner == "none":
+        return None
+    encoder = load_encoder(plan.spec, "cpu")
+    encoder.check(plan.bank.feature_key)
+    return TextSide(CausalTextTower(encoder.model), encoder.tokenizer)
+
+
 def learn_tasks(
-    plan: FitPlan, ledger: Ledger, device: torch.device | str, team: Team | None = None
+    plan: FitPlan,
+    ledger: Ledger,
+    device: torch.device | str,
+    team: Team | None = None,
+    text: TextSide | None = None,
 ) -> Iterator[str]:
     """Learn and commit the tasks that are not committed, in order; what a training worker does.
+
+    Args:
+        plan: the tasks.
+        ledger: knows what is learnt, and takes what is learnt next.
+        device: where to train.
+        team: the workers that learn together; None: this process alone.
+        text: the text tower, where several streams share it; None: loaded here.
 
     Yields:
         The digest of each pack that was committed (of the newest one before, on workers that commit nothing).
     """
     team = team or Team()
-    encoder = _text_encoder(plan)
-    tower = None if encoder is None else CausalTextTower(encoder.model)
+    text = text or load_text_side(plan)
     packs = team.agree(ledger.packs())
     seen, parent = read_seen(ledger, packs, plan.bank.width), packs[-1] if packs else None
     for task in plan.tasks[len(packs) :]:
-        data = _task_data(plan, task, encoder)
+        data = _task_data(plan, task, text)
         settings = replace(plan.settings, epochs=task.epochs)
         shard = (team.rank, team.size)
+        tower = None if text is None else text.tower
         learner = TaskLearner(
             data, seen, tower, plan.tau, settings, plan.seed, device, shard, team.all_reduce
         )
@@ -159,17 +191,9 @@ def learn_tasks(
         yield parent or ""
 
 
-def _text_encoder(plan: FitPlan) -> Encoder | None:
-    """The encoder for its text tower; None where nothing tunes it."""
-    if plan.settings.text_tuner == "none":
-        return None
-    encoder = load_encoder(plan.spec, "cpu")
-    encoder.check(plan.bank.feature_key)
-    return encoder
-
-
-def _task_data(plan: FitPlan, task: TaskPlan, encoder: Encoder | None) -> TaskData:
+def _task_data(plan: FitPlan, task: TaskPlan, text: TextSide | None) -> TaskData:
     init = _read_init(plan, task)
+    prompts = [prompt for part in task.parts for prompt in part.prompts]
     return TaskData(
         position=task.position,
         views=_views(plan, task),
@@ -177,9 +201,7 @@ def _task_data(plan: FitPlan, task: TaskPlan, encoder: Encoder | None) -> TaskDa
         memory=init.memory,
         mask=init.mask,
         text=np.concatenate([read_text(plan.bank, part.prompts) for part in task.parts]),
-        tokens=None
-        if encoder is None
-        else encoder.tokenize([p for part in task.parts for p in part.prompts]),
+        tokens=None if text is None else text.tokenizer(prompts).numpy(),
     )
 
 

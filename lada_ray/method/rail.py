@@ -21,12 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lada_ray.method import draws
-
-DIMENSIONS = 15000
-PRIMAL_RIDGE = 0.1
-DUAL_RIDGE = 1e-3
-GAMMA = 0.1
-MIX = 0.8
+from lada_ray.method.settings import DIMENSIONS, DUAL_RIDGE, GAMMA, MIX, PRIMAL_RIDGE
 
 # Images absorbed at once by the primal solver: it holds four [512, D] arrays, 0.25 GB at 15 000 in float64.
 CHUNK_ROWS = 512

@@ -1,7 +1,8 @@
-"""The hyperparameters of LADA, with the values of the published runs as defaults."""
+"""The hyperparameters of LADA, with the values of the published runs as defaults, and the constants of RAIL."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,3 +32,17 @@ class LadaSettings:
     """Peak learning rate of the one-cycle schedule."""
     weight_decay: float = 5e-4
     batch_size: int = 64
+
+
+# RAIL's as published (method.rail says what each is).
+DIMENSIONS = 15000
+PRIMAL_RIDGE = 0.1
+DUAL_RIDGE = 1e-3
+GAMMA = 0.1
+MIX = 0.8
+
+FIXED: Mapping[str, Mapping[str, float]] = {
+    "rail_primal": {"ridge": PRIMAL_RIDGE, "dimensions": DIMENSIONS, "mix": MIX},
+    "rail_dual": {"ridge": DUAL_RIDGE, "gamma": GAMMA, "mix": MIX},
+}
+"""What decides the packs and predictions of a learner without settings, by kind: every pack keeps its own."""

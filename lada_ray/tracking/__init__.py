@@ -20,7 +20,7 @@ importing it takes a second or two, a fresh SQLite database about two more. `Bac
 from lada_ray.config import hide_password
 from lada_ray.tracking.connection import client_environment, quiet_client, upload_artifacts
 from lada_ray.tracking.folder import RunFolder
-from lada_ray.tracking.group import Group
+from lada_ray.tracking.group import Group, tracked
 from lada_ray.tracking.points import flat_params, metric_name
 from lada_ray.tracking.registry import load
 from lada_ray.tracking.repair import log_run
@@ -40,5 +40,6 @@ __all__ = [
     "log_run",
     "metric_name",
     "quiet_client",
+    "tracked",
     "upload_artifacts",
 ]

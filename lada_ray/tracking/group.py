@@ -12,9 +12,9 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from numbers import Real
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lada_ray.config import BLANK, hide_password
+from lada_ray.errors import LadaError, LostLease
 from lada_ray.lease import Owner
 from lada_ray.tracking.connection import UPLOAD_TIMEOUT_S, connect, quiet_client
 from lada_ray.tracking.points import metric_name, milliseconds, points
@@ -536,3 +537,21 @@ def _cut(text: str, length: int) -> str:
 
 def _parts(items: list[Any], length: int) -> list[list[Any]]:
     return [items[start : start + length] for start in range(0, len(items), length)]
+
+
+@contextmanager
+def tracked(group: Group) -> Iterator[Group]:
+    """Open a group for a block that calls its `finish` at the end, and close it in the way that fits any other end.
+
+    Args:
+        group: not opened yet.
+    """
+    group.open()
+    try:
+        yield group
+    except LostLease:
+        group.abandon()  # the new owner has the same MLflow runs open
+        raise
+    except BaseException as error:
+        group.finish("FAILED" if isinstance(error, LadaError) else "KILLED")
+        raise

@@ -39,6 +39,11 @@ def three_seeds() -> list[Outcome]:
     return [*lada, *(outcome("rail_dual", seed, last) for seed, last in enumerate((78, 81, 81)))]
 
 
+def without_shots(variant: str, *last: float) -> list[Outcome]:
+    """A learner that learns the same from each of three seeds; Last of each order."""
+    return [outcome(variant, seed, value, order) for order, value in enumerate(last) for seed in range(3)]
+
+
 def joint(seed: int, last: float) -> Outcome:
     """A joint learner: one row, and no metric that needs a sequence."""
     undefined: dict[str, Any] = dict.fromkeys(("transfer", "average", "forgetting", "backward_transfer"))

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from lada_ray.comparison import Outcome, last_by_domain, mean_matrix, paired, summary
+from lada_ray.comparison import Outcome, last_by_domain, mean_matrix, paired, raw_results, summary
+from lada_ray.comparison.numbers import observations
 from lada_ray.errors import InputError
-from tests.comparison.outcomes import difference, joint, mean, outcome, three_seeds
+from tests.comparison.outcomes import difference, joint, mean, outcome, three_seeds, without_shots
 
 
 def test_summary_is_mean_and_sample_deviation() -> None:
@@ -42,17 +43,46 @@ def test_pairs_are_matched_by_order_and_seed_wherever_they_stand() -> None:
     assert row["sd"] == pytest.approx(math.sqrt(1 / 3))
 
 
-def test_identical_differences_have_an_interval_of_no_width_and_no_p() -> None:
+def test_seeds_that_change_nothing_are_no_observations() -> None:
+    # Differences -10 and -12, each three times: two observations, whose t is -11 with 1 degree of freedom.
+    row = difference([*without_shots("lada", 80, 82), *without_shots("ncm", 70, 70)], "ncm")
+    assert (row["mean"], row["n"], row["unpaired"]) == (-11.0, 2, 0)
+    assert row["sd"] == pytest.approx(math.sqrt(2))
+    assert row["p"] == pytest.approx(2 * math.atan(1 / 11) / math.pi)
+    assert mean(without_shots("lada", 80, 82), "lada") == {"mean": 81.0, "sd": pytest.approx(2**0.5), "n": 2}
+    one = difference([*without_shots("lada", 80), *without_shots("ncm", 70)], "ncm")
+    assert (one["mean"], one["n"]) == (-10.0, 1)
+    assert math.isnan(one["sd"])
+    assert math.isnan(one["p"])
+
+
+def test_seeds_count_where_they_change_either_of_the_two() -> None:
+    lada = [outcome("lada", seed, 80 + seed, order) for order in (0, 1) for seed in range(3)]
+    outcomes = [*lada, *without_shots("ncm", 70, 70)]
+    assert difference(outcomes, "ncm")["n"] == 6
+    assert difference(outcomes, "ncm", "transfer")["n"] == 2
+    assert (mean(outcomes, "lada")["n"], mean(outcomes, "ncm")["n"]) == (6, 2)
+    assert mean(outcomes, "lada", "seconds")["n"] == 6
+
+
+def test_a_tie_within_one_order_is_chance() -> None:
+    rows = [
+        outcome("lada", seed, last, order) for order in (0, 1) for seed, last in enumerate((80, 80 + order))
+    ]
+    table = raw_results(rows).set_index(["order", "seed"])[["last"]]
+    assert len(observations(table)) == 4
+    assert observations(table.loc[[0]])["last"].tolist() == [80.0]
+
+
+def test_identical_differences_have_no_interval_and_no_p() -> None:
     # 0.1 + 0.2 is not 0.3: rounding must not pass for a spread.
     lada = [outcome("lada", seed, value) for seed, value in enumerate((70.1, 70.2, 70.3))]
     other = [outcome("other", one.seed, one.metrics["last"] + 0.1 + 0.2) for one in lada]
     row = difference([*lada, *other], "other")
     assert row["mean"] == pytest.approx(0.3)
     assert row["sd"] == 0.0
-    assert row["low"] == row["high"] == row["mean"]
-    assert math.isnan(row["p"])
-    none = difference([*lada, *other], "other", "transfer")
-    assert (none["mean"], none["low"], none["high"]) == (0.0, 0.0, 0.0)
+    assert row["n"] == 3
+    assert all(math.isnan(row[name]) for name in ("low", "high", "p"))
 
 
 def test_one_pair_has_a_difference_but_no_interval() -> None:
@@ -65,7 +95,7 @@ def test_one_pair_has_a_difference_but_no_interval() -> None:
 @pytest.mark.parametrize("undefined", [None, float("nan")])
 def test_metrics_that_are_undefined_stay_so(undefined: float | None) -> None:
     outcomes = [*three_seeds(), joint(0, 85), joint(1, 86), joint(2, 90)]
-    outcomes[1] = outcome("lada", 1, 82, transfer=undefined)
+    outcomes[1:3] = [outcome("lada", 1, 82, transfer=undefined), outcome("lada", 2, 84, transfer=31.0)]
     assert mean(outcomes, "joint", "transfer")["n"] == 0
     assert math.isnan(mean(outcomes, "joint", "transfer")["mean"])
     assert mean(outcomes, "lada", "transfer")["n"] == 2
@@ -78,7 +108,7 @@ def test_runs_without_a_partner_are_counted() -> None:
     outcomes = [o for o in three_seeds() if (o.variant, o.seed) not in {("lada", 2), ("rail_dual", 0)}]
     row = difference(outcomes, "rail_dual")
     assert (row["mean"], row["n"], row["unpaired"]) == (-1.0, 1, 2)
-    assert mean(outcomes, "rail_dual")["n"] == 2
+    assert mean(outcomes, "lada")["n"] == 2
 
 
 def test_a_variant_alone_has_no_differences() -> None:

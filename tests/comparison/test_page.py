@@ -24,7 +24,7 @@ def test_page_is_self_contained_complete_and_escaped() -> None:
         "/runs/0-2",
         "Order 1",
         "20 s",
-        "Without a",
+        "Missing",
     ):
         assert expected in html
 
@@ -37,6 +37,15 @@ def test_only_differences_whose_interval_leaves_out_zero_are_coloured() -> None:
     assert '<span class="gain">−0.90</span>' in body  # less forgetting
     assert body.count('class="gain"') == 2
     assert 'class="loss"' not in body
+
+
+def test_equal_differences_have_no_verdict_and_no_interval() -> None:
+    lada = [outcome("lada", seed, 80 + seed) for seed in (0, 1, 2)]
+    other = [outcome("other", seed, 82 + seed) for seed in (0, 1, 2)]
+    body = comparison_html([*lada, *other], "lada").split('id="differences"')[1].split("</section>")[0]
+    assert '<td class="num"><span>+2.00</span></td>' in body
+    assert "[2.00" not in body
+    assert 'class="gain"' not in body
 
 
 def test_a_variant_alone_has_no_differences() -> None:

@@ -39,8 +39,17 @@ def test_markdown_holds_undefined_metrics_single_pairs_and_notes() -> None:
     assert "| joint | – | – | **87.00 ± 2.65** | – | – | 20 s | 3 |" in text
     assert "| joint | – | – | +5.00 [2.52, 7.48] | – | – | 3 |" in text
     assert "| ncm | +0.00 | +0.00 | −9.50 | +0.00 | +0.00 | 1 |" in text
-    assert "\n- Without a partner" in text
-    assert "\nnote: Without a partner" in printed(outcomes)
+    missing = "Missing, so that partners count in the means only: order 0 seed 1, order 0 seed 2 of ncm."
+    assert f"\n- {missing}\n" in text
+    assert f"\nnote: {missing}\n" in printed(outcomes)
+
+
+def test_the_number_of_observations_is_from_the_fewest_to_the_most_of_the_metrics() -> None:
+    outcomes = [*three_seeds(), *(outcome("b", seed, 79, transfer=30.0 + seed) for seed in range(3))]
+    lines = to_markdown(outcomes, "lada").splitlines()
+    assert "|  | Transfer | Average | Last | Forgetting | BWT | n |" in lines
+    assert "| b | +1.00 [−1.48, 3.48] | +0.00 | −3.00 [−7.97, 1.97] | +0.00 | +0.00 | 1–3 |" in lines
+    assert "where the seed changes neither of the two, each order is." in lines[-3] + lines[-4] + lines[-5]
 
 
 def test_csv_comes_back_with_the_same_numbers() -> None:

@@ -244,3 +244,64 @@ def test_images_and_bank_in_an_object_store(
         there.fetch(shas, ["test", "crop_flip/0"]), here.fetch(shas, ["test", "crop_flip/0"])
     )
     assert filling.fill([domain], replace(ALL, views=1))[1].added == 0
+
+
+@pytest.mark.usefixtures("without_actors")
+def test_several_choices_at_once_encode_their_union_once(
+    filled: Filling, tiny_domains: tuple[Domain, ...], tmp_path: Path
+) -> None:
+    """As for a comparison's seeds: each gets its own images, and what they share is encoded once."""
+    filling = Filling(str(tmp_path / "features"), filled.spec, filled.key)
+    choices = [Choice(2, 1, 0), Choice(2, 2, 1), Choice(None, 0, 0)]
+    images, done = fill_bank(
+        tiny_domains, filling.spec, filling.bank, filling.index, choices, Pool(1, 1, 0), "r", lambda *_: None
+    )
+    assert len(images) == 3
+    for one, choice in zip(images, choices, strict=True):
+        assert [s.train for s in one.selections] == [
+            tuple(choose(d, choice.shots, choice.seed)) for d in tiny_domains
+        ]
+        assert find_gaps(one.pairs(), filling.bank) == []
+    union = {pair for one in images for pair in one.pairs()}
+    assert done.added == filling.bank.size().views == len(union) < sum(len(one.pairs()) for one in images)
+    # Nothing beyond it: the seeds' shots alone have augmented views.
+    augmented = [{s.uri for d in tiny_domains for s in choose(d, 2, seed)} for seed in (0, 1)]
+    assert len(union) == 3 * (18 + 12) + len(augmented[0] | augmented[1]) + len(augmented[1])
+
+
+def listed(filled: Filling, domains: Sequence[Domain]) -> Images:
+    return choose_images(domains, filled.index, ALL, "r", lambda *_: None)
+
+
+def test_another_number_of_views(filled: Filling, tiny_domains: tuple[Domain, ...]) -> None:
+    flat = replace(tiny_domains[2], augment="none")
+    images = listed(filled, [*tiny_domains[:2], flat])
+    assert [s.views for s in images.selections] == [("crop_flip/0", "crop_flip/1")] * 2 + [("test",)]
+    assert [s.views for s in images.with_views(1).selections] == [("crop_flip/0",)] * 2 + [("test",)]
+    assert [s.views for s in images.with_views(0).selections] == [("test",)] * 3
+    # It is a copy, and the rest of it is the same.
+    assert images.selections[0].views == ("crop_flip/0", "crop_flip/1")
+    assert images.with_views(1).with_views(2) == images
+    assert set(images.with_views(0).pairs()) < set(images.with_views(1).pairs()) < set(images.pairs())
+
+
+def test_another_order_of_domains(filled: Filling, tiny_domains: tuple[Domain, ...]) -> None:
+    images = listed(filled, tiny_domains)
+    names = [d.name for d in tiny_domains]
+    turned = images.in_order(names[::-1])
+    assert [s.domain.name for s in turned.selections] == names[::-1]
+    assert turned.selections == images.selections[::-1]
+    assert (turned.hashes, turned.in_order(names)) == (images.hashes, images)
+    assert [s.domain.name for s in images.selections] == names
+
+
+@pytest.mark.usefixtures("without_actors")
+def test_a_bad_image_of_a_domain_without_test_images_costs_itself(
+    tmp_path: Path, tiny_encoder: EncoderSpec, tiny_key: str
+) -> None:
+    """A sweep's trials have no test images; that is no fault of the bad one."""
+    domain, _ = damaged_domain(tmp_path / "images")
+    filling = Filling(str(tmp_path / "features"), tiny_encoder, tiny_key)
+    images, _ = filling.fill([replace(domain, test=())], Choice(3, 0, 0, max_bad_share=0.5))
+    assert len(images.bad) == 2
+    assert len(images.selections[0].train) == 6

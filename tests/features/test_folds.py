@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 
 import numpy as np
 import pytest
 
-from lada_ray.features.folds import TRAIN_ONLY, assign_folds, splits
+from lada_ray.features.folds import TRAIN_ONLY, assign_folds
 
 
 def contents(*names: object) -> list[str]:
@@ -102,31 +101,13 @@ def test_every_class_keeps_a_training_image_whatever_it_shares():
     for seed in range(200):
         labels = generator.integers(6, size=20)
         shas = contents(*generator.integers(9, size=20))
-        folds = int(generator.integers(2, 6))
-        seen: Counter[int] = Counter()
-        for train, val in splits(labels, shas, folds, seed):
-            assert set(labels[train]) == set(labels)
-            assert not {shas[i] for i in train} & {shas[i] for i in val}
-            assert sorted([*train, *val]) == list(range(20))
-            seen.update(val.tolist())
-        assert max(seen.values(), default=0) <= 1
-        assert set(seen) == set(np.flatnonzero(assign_folds(labels, shas, folds, seed) >= 0).tolist())
-
-
-def test_splits_of_few_shots():
-    labels, shas = stream([16, 16, 1])
-    parts = list(splits(labels, shas, 4, seed=0))
-    assert len(parts) == 4
-    for train, val in parts:
-        assert np.bincount(labels[train]).tolist() == [12, 12, 1]
-        assert np.bincount(labels[val]).tolist() == [4, 4]
-        assert (np.diff(train) > 0).all()
-    assert sorted(np.concatenate([val for _, val in parts])) == list(range(32))
-
-
-def test_folds_without_validation_images_keep_their_number():
-    parts = list(splits(np.array([0, 0]), contents("p", "q"), 5, seed=0))
-    assert sorted(len(val) for _, val in parts) == [0, 0, 0, 1, 1]
+        number = int(generator.integers(2, 6))
+        folds = assign_folds(labels, shas, number, seed)
+        assert folds.max() < number
+        for fold in range(number):
+            assert set(labels[folds != fold]) == set(labels)
+        for sha in set(shas):
+            assert len({f for f, s in zip(folds, shas, strict=True) if s == sha}) == 1
 
 
 def test_no_images():

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lada_ray.features.bank import FeatureBank
-from lada_ray.fit.classes import CHUNK, ClassImages, fit_classes, read_memory, read_mixtures, stack_mixtures
+from lada_ray.fit.classes import (
+    CHUNK,
+    ClassImages,
+    fit_classes,
+    fit_classes_here,
+    read_memory,
+    read_mixtures,
+    stack_mixtures,
+)
 from lada_ray.method.memory import init_memory
 from lada_ray.method.mixture import Mixture, fit_mixture
 from lada_ray.store import open_store
@@ -74,6 +82,37 @@ def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None
     mixtures = read_mixtures(bank, images, 1)
     assert mixtures.labels.tolist() == list(range(classes))
     np.testing.assert_allclose(mixtures.means, means, rtol=1e-5, atol=1e-6)
+
+
+def test_in_this_process_they_are_the_same_bytes(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    bank = FeatureBank(open_store(tmp_path), "key", tiny_world.info.width)
+    domains = [task.parts[0].images for task in tiny_world.plan().tasks]
+    shas = list(dict.fromkeys(sha for images in domains for group in images.classes for sha in group))
+    raw = tiny_world.bank.fetch(shas, ["test"])[:, 0]
+    bank.table.enter([bank.write(shas, ["test"] * len(shas), raw, "r")])
+    fit_classes_here(bank, domains, 2, 2)
+    keys = [images.key(kind, 2) for images in domains for kind in ("memory", "mixture")]  # type: ignore[arg-type]
+    assert [bank.store.read(key) for key in keys] == [tiny_world.bank.store.read(key) for key in keys]
+    # What is there is left alone; what is not is made beside it.
+    marked = keys[0]
+    bank.store.write(marked, b"here already")
+    bank.store.delete(keys[1])
+    fit_classes_here(bank, domains, 2, 2)
+    assert bank.store.read(marked) == b"here already"
+    assert bank.store.read(keys[1]) == tiny_world.bank.store.read(keys[1])
+
+
+def test_in_this_process_more_classes_than_a_chunk_holds(tmp_path: Path) -> None:
+    classes = CHUNK + 3
+    shas = [f"{j:03}-{i}" for j in range(classes) for i in range(2)]
+    features = np.random.default_rng(0).normal(size=(len(shas), 4)).astype(np.float32)
+    bank = FeatureBank(open_store(tmp_path), "key", 4)
+    bank.table.enter([bank.write(shas, ["test"] * len(shas), features, "r")])
+    images = ClassImages.of(shas, np.repeat(np.arange(classes), 2))
+    fit_classes_here(bank, [images], 3, 1)
+    means = features.reshape(classes, 2, 4).astype(np.float64).mean(axis=1)
+    assert read_memory(bank, images, 3).memory.shape == (classes, 2, 4)
+    np.testing.assert_allclose(read_mixtures(bank, images, 1).means, means, rtol=1e-5, atol=1e-6)
 
 
 def test_mixtures_are_stacked_in_class_order() -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from lada_ray.fit.closed_form import solve_tasks
+from lada_ray.config import MethodConfig
+from lada_ray.fit.closed_form import make_solver, solve_tasks
 from lada_ray.fit.plan import FitPlan
 from lada_ray.method import rail
 from lada_ray.views import TEST_VIEW
@@ -54,6 +55,18 @@ def test_packs_hold_the_text_and_what_the_learner_keeps(tiny_world: TinyWorld, k
         assert shapes == {"text": (classes, 32), **kept}
         assert all(tensor.dtype == np.float32 for tensor in fitted.tensors.values())
         assert not fitted.losses
+
+
+def test_the_solvers_have_the_constants_that_their_packs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    primal, dual = make_solver("rail_primal", 32, 0), make_solver("rail_dual", 32, 0)
+    told = [MethodConfig(kind=kind).identity for kind in ("rail_primal", "rail_dual")]
+    assert {"kind": "rail_primal", "mix": 0.8, **_of(primal, "ridge", "dimensions")} == told[0]
+    assert {"kind": "rail_dual", "mix": 0.8, **_of(dual, "ridge", "gamma")} == told[1]
+
+
+def _of(solver: object, *names: str) -> dict[str, float]:
+    return {name: getattr(solver, name) for name in names}
 
 
 def test_class_means_are_those_of_the_unit_features(tiny_world: TinyWorld) -> None:

@@ -255,3 +255,47 @@ def test_plan_changes_nothing(
     assert "estimated from a probe" in printed
     assert "class 'class 0' stands in fruit, flags, toys" in printed
     assert not (tmp_path / "new" / "tiny").exists()
+    # 18 images in batches of 8, 3 times.
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith(TINY_DOMAINS)] == ["9"] * 3
+    assert "16 images and 3 steps" in printed
+
+
+def test_plan_of_a_learner_in_closed_form_trains_nothing(
+    tiny_yaml: Path, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lada_ray.plan import print_plan
+
+    # No tuner can tune such a text tower: with LADA this is an error.
+    architecture, weights = write_tiny_clip(tmp_path, no_causal_mask=True)
+    encoder = {"model": "tiny", "pretrained": str(weights), "architecture": str(architecture)}
+    overrides = {"storage": str(tmp_path / "new"), "encoder": encoder}
+    with pytest.raises(InputError, match=r"text tower is bidirectional.*text_tuner none"):
+        print_plan(StreamConfig.from_yaml(tiny_yaml, overrides=overrides), Console())
+    capsys.readouterr()
+    config = StreamConfig.from_yaml(tiny_yaml, overrides={**overrides, "method.kind": "ncm"})
+    assert print_plan(config, Console()) == 0
+    printed = capsys.readouterr().out
+    assert "steps" not in printed
+    assert "a probe of 16 images: encode" in printed
+    assert "learning in closed form not estimated" in printed
+    fruit = next(line for line in printed.splitlines() if line.startswith("fruit"))
+    assert fruit.split()[1:] == ["3", "18", "12", "30", "0", "30"]  # augmented views are not asked for
+
+
+def test_plan_of_joint_training_has_one_task(
+    learn: Learn, tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lada_ray.plan import print_plan
+
+    overrides = {"storage": str(tmp_path), "method.kind": "joint"}
+    config = StreamConfig.from_yaml(tiny_yaml, overrides=overrides)
+    for learnt in ([], ["learnt"]):
+        assert print_plan(config, Console()) == 0
+        printed = capsys.readouterr().out.splitlines()
+        rows = [line.split() for line in printed if line.startswith((*TINY_DOMAINS, "all domains"))]
+        views = ["198", "0"] if learnt else ["0", "198"]
+        assert rows[3] == ["all", "domains", "9", "54", "36", "198", *views, "21", *learnt]
+        assert [row[7:] for row in rows[:3]] == [learnt] * 3
+        if not learnt:
+            learn(method__kind="joint")
+            capsys.readouterr()

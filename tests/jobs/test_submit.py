@@ -122,7 +122,21 @@ def configuration(folder):
     return file
 
 
-@pytest.mark.timeout(240)
+def submit(job, address, environment):
+    """`ray job submit` of one of our jobs, as README.md shows it; waits for its end."""
+    options = ["--address", address, "--working-dir", ".", "--runtime-env", "runtime_env.yaml"]
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", *options, "--", "python", *job],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.timeout(400)
 def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monkeypatch, capsys):
     draw(tmp_path)
     config = configuration(tmp_path)
@@ -134,18 +148,7 @@ def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monke
 
     with cluster(environment, tmp_path / "ray.log") as (address, session):
         assert answers(f"{address}/api/jobs/", None) == 401
-        submit = ["job", "submit", "--address", address, "--working-dir", "."]
-        submit += ["--runtime-env", "runtime_env.yaml"]
-        job = ["python", "jobs/run_stream.py", "--config", str(config)]
-        done = subprocess.run(
-            [BIN / "ray", *submit, "--", *job],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = submit(["jobs/run_stream.py", "--config", str(config)], address, environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "task 2 of 2: learnt domain1" in done.stdout
         # The code came with the working folder, and neither it nor the tests' own things went anywhere else.
@@ -156,11 +159,30 @@ def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monke
         assert json.loads((tmp_path / "runs/demo/metrics.json").read_text())["images_encoded"] == 4 * 8
         lines = (tmp_path / "runs/demo/accuracy_matrix.csv").read_text().splitlines()
         assert [line.split(",")[0] for line in lines] == ["learnt", "domain0", "domain1"]
+        sweep_as_well(config, address, environment)
 
     assert not session.exists()
     model = LadaModel.load(tmp_path / "runs/demo/model")
     assert [label.name for label in model.class_names] == ["green", "red", "blue", "yellow"]
     ask_as_the_readme_does(tmp_path, monkeypatch, capsys)
+
+
+def sweep_as_well(config, address, environment):
+    """A sweep of a shipped space, submitted to the same cluster: the bank is filled, and so it encodes nothing."""
+    options = ["--space", "tune_spaces/beta.yaml", "--samples", "2", "--method.epochs", "1"]
+    done = submit(["jobs/tune_stream.py", "--config", str(config), *options], address, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 2 of 2 " in done.stdout
+    assert "the search has encoded 0 image views" in done.stdout
+    noise = [
+        line for line in done.stdout.splitlines() if "Traceback" in line or "[I 20" in line or "╭" in line
+    ]
+    assert noise == []
+    folder = config.parent / "runs/demo.sweep"
+    assert len(list((folder / "trials").glob("*.json"))) == 2
+    (best,) = (config.parent / "runs").glob("demo.best-*")
+    assert f"name: {best.name}" in (folder / "best.yaml").read_text()
+    assert json.loads((best / "metrics.json").read_text())["images_encoded"] == 0
 
 
 def ask_as_the_readme_does(folder, monkeypatch, capsys):
