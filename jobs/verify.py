@@ -2,6 +2,8 @@
 
 python jobs/verify.py runs/demo
 python jobs/verify.py s3://bucket/runs/demo
+
+Exit code 0: every number is the recorded one; 1: some differ; 2: it cannot be verified, and why is said.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from lada_ray.console import Console, quiet_libraries
 from lada_ray.domains.base import STRICT
 from lada_ray.errors import LadaError
 
+SAME, DIFFERS, UNVERIFIED = 0, 1, 2
+
 
 class Flags(BaseModel):
     """What this job can be told."""
@@ -26,24 +30,26 @@ class Flags(BaseModel):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job; returns its exit code: 0 when every number is the recorded one, else 1."""
+    """Run the job; returns its exit code, one of `SAME`, `DIFFERS` and `UNVERIFIED`."""
     quiet_libraries()
     try:
         flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
         return run(flags.folder, Console())
     except LadaError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        return UNVERIFIED
 
 
 def run(folder: str, console: Console) -> int:
-    """Verify and tell; returns the exit code."""
+    """Verify and tell; returns the exit code, as `main` does."""
     # Imported when the command line is known to be good: it takes seconds.
     from lada_ray.verify import show, verify
 
     verdict = verify(folder, console)
     show(verdict, console)
-    return 0 if verdict.same else 1
+    if verdict.problems:
+        return UNVERIFIED
+    return SAME if verdict.same else DIFFERS
 
 
 if __name__ == "__main__":

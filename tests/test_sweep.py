@@ -387,12 +387,11 @@ def test_a_metric_that_is_not_defined_is_refused(tiny: Tiny) -> None:
 def test_what_contradicts_itself_is_refused(tiny: Tiny) -> None:
     assert "take one of them" in problems(tiny, tiny.config(), resume=True, fresh=True)[0]
     assert problems(tiny, tiny.config("nothing"), resume=True) == ["without --resume it is begun"]
-    space = {key: {"loguniform": [0.5, 5]} for key in ("method.alpha", "method.beta", "method.replay_weight")}
-    space |= {
-        f"method.{key}": {"loguniform": [0.001, 0.01]} for key in ("lr", "weight_decay", "replay_noise")
-    }
+    keys = ("alpha", "beta", "replay_weight", "lr", "weight_decay")
+    space = {f"method.{key}": {"loguniform": [0.001, 0.01]} for key in keys}
+    space |= {"method.memory_per_class": {"choice": [1, 2]}}
     assert problems(tiny, tiny.config("large"), space, search="grid") == [
-        "--search grid: 4096 trials; name fewer parameters or values, or take --search random"
+        "--search grid: 2048 trials; name fewer parameters or values, or take --search random"
     ]
 
 
@@ -427,7 +426,8 @@ def test_when_all_fail_each_reason_is_said_once() -> None:
     assert str(caught.value) == ("none of 4 trials finished: OSError: a; ValueError: b; --resume goes on")
 
 
-GRID = {"method.alpha": {"choice": [1.0, 40.0, 60.0]}, "method.memory_per_class": {"choice": [3, 5]}}
+# Of these images CLIP knows nothing by name: with a small α the first task scores 0.
+GRID = {"method.alpha": {"choice": [40.0, 0.01, 0.001]}, "method.memory_per_class": {"choice": [3, 5]}}
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +444,7 @@ def partly(tiny: Tiny, searched: Sweep) -> tuple[Sweep, list[Path]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_fit_classes", damage)
-        return tiny.sweep(tiny.config("grid"), GRID, search="grid", scheduler="asha", metric="last"), damaged
+        return tiny.sweep(tiny.config("grid"), GRID, search="grid", scheduler="asha"), damaged
 
 
 def test_a_trial_that_fails_does_not_end_the_sweep(tiny: Tiny, partly: tuple[Sweep, list[Path]]) -> None:
@@ -455,7 +455,7 @@ def test_a_trial_that_fails_does_not_end_the_sweep(tiny: Tiny, partly: tuple[Swe
     assert {t.status for t in failed} == {"failed"}
     assert all(t.error and t.error.startswith("SafetensorError: ") for t in failed)
     assert {t.scores for t in failed} == {()}
-    assert sweep.best.values == {"method.alpha": 1.0, "method.memory_per_class": 3}
+    assert sweep.best.values == {"method.alpha": 40.0, "method.memory_per_class": 3}
     _, nested = tiny.logged("grid")
     assert sorted(run.info.status for run in nested.values()) == ["FAILED"] * 3 + ["FINISHED"] * 3
     assert nested["trial 2"].data.tags["error"] == failed[0].error
@@ -478,7 +478,7 @@ def test_failed_trials_are_made_again_and_stopped_ones_are_not(
     before = tiny.moments("grid")
     for path in damaged:
         path.unlink()
-    again = tiny.sweep(tiny.config("grid"), GRID, search="grid", scheduler="asha", metric="last", resume=True)
+    again = tiny.sweep(tiny.config("grid"), GRID, search="grid", scheduler="asha", resume=True)
     assert [t.values for t in again.trials] == [t.values for t in sweep.trials]
     assert "failed" not in {t.status for t in again.trials}
     now = tiny.moments("grid")

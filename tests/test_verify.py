@@ -25,7 +25,9 @@ from lada_ray.model import read_model_file
 from lada_ray.results import accuracy_table, metrics_of
 from lada_ray.store import join, open_store
 from lada_ray.stream import run_stream
-from lada_ray.verify import MATRIX, METRICS, Difference, Verdict, changed, compare, list_domains, show, verify
+from lada_ray.verify import Difference, Verdict, show, verify
+from lada_ray.verify.images import changed, list_domains
+from lada_ray.verify.numbers import MATRIX, METRICS, compare
 from tests.conftest import TINY_DOMAINS, write_tiny_clip
 
 if TYPE_CHECKING:
@@ -263,7 +265,7 @@ def test_another_version_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from lada_ray.pack import code_versions
 
     now = {**code_versions(), "torch": "9.9"}
-    monkeypatch.setattr("lada_ray.verify.code_versions", lambda: now)
+    monkeypatch.setattr("lada_ray.verify.changes.code_versions", lambda: now)
     verdict = verified(run)
     assert verdict.same
     assert verdict.notes == (f"version of torch: {code_versions()['torch']} in the run, 9.9 now",)
@@ -482,6 +484,13 @@ def test_the_job_exits_with_the_verdict(run: Path, capsys: pytest.CaptureFixture
     (run / METRICS).write_text("{}")
     assert job.main([str(run)]) == 1
     assert "9 of 18 numbers are not the recorded ones" in capsys.readouterr().out
-    assert job.main([str(run.parent)]) == 1
+    # What cannot be verified is not what differs.
+    (run / METRICS).unlink()
+    assert job.main([str(run)]) == 2
+    assert capsys.readouterr().out.endswith(f"{run} cannot be verified\n")
+    (run / "model" / "model.json").write_text("{")
+    assert job.main([str(run)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert job.main([str(run.parent)]) == 2
     assert "has no model/model.json" in capsys.readouterr().err
-    assert job.main(["--nonsense"]) == 1
+    assert job.main(["--nonsense"]) == 2

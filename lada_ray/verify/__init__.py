@@ -10,18 +10,7 @@ Nothing is written, nothing is learnt or encoded, and no cluster is needed.
     verdict    all of it
 """
 
-from lada_ray.verify.images import changed, list_domains
-from lada_ray.verify.numbers import MATRIX, METRICS, Difference, compare
+from lada_ray.verify.numbers import Difference
 from lada_ray.verify.verdict import Verdict, show, verify
 
-__all__ = [
-    "MATRIX",
-    "METRICS",
-    "Difference",
-    "Verdict",
-    "changed",
-    "compare",
-    "list_domains",
-    "show",
-    "verify",
-]
+__all__ = ["Difference", "Verdict", "show", "verify"]

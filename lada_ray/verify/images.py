@@ -21,7 +21,6 @@ from lada_ray.pack import TaskPack
 from lada_ray.store import Store, join, open_store
 from lada_ray.verify.record import UNREADABLE, RunRecord, domains_of, few
 
-
 # Files are hashed by so many threads: each waits for a disk or a network.
 READERS = 8
 

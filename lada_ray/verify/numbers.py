@@ -14,7 +14,6 @@ from lada_ray.evaluate import Row
 from lada_ray.results import accuracy_table, metrics_of
 from lada_ray.store import Store
 
-
 MATRIX, METRICS = "accuracy_matrix.csv", "metrics.json"
 # Accuracies are ratios of counts: those that are really different differ by far more than rounding does.
 SAME = 1e-9

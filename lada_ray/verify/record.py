@@ -17,7 +17,6 @@ from lada_ray.model import MODEL, ModelFile, cached_pack, read_model_file
 from lada_ray.pack import TaskPack
 from lada_ray.store import Store, is_remote, join, open_store
 
-
 CONFIG = "config.yaml"
 # What reading damaged Parquet or JSON raises.
 UNREADABLE = (LadaError, OSError, ValueError, KeyError, TypeError)

@@ -15,7 +15,6 @@ from lada_ray.verify.numbers import Difference, Number, compare, recomputed_numb
 from lada_ray.verify.record import UNREADABLE, read_run
 from lada_ray.verify.rows import damaged_parts, lacking, recompute, tests_of
 
-
 SHOWN = 40
 
 
@@ -34,7 +33,7 @@ class Verdict:
 
     @property
     def same(self) -> bool:
-        """Whether every recorded number was recomputed."""
+        """Whether it was verified, and every recorded number recomputed."""
         return self.cells > 0 and not self.differences and not self.problems
 
 
