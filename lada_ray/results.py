@@ -240,15 +240,12 @@ def next_steps(config: StreamConfig, folder: str) -> list[tuple[str, str]]:
     )
     steps = [("ask the model", f"{python} -c {shlex.quote(code)}"), ("look at the tracked run", look)]
     if not is_remote(folder):
-        again = [
-            job,
-            "--config",
-            join(folder, "config.yaml"),
-            "--method.beta",
-            "2",
-            "--name",
-            f"{config.name}-beta-2",
-        ]
+        change, name = (
+            (["--method.beta", "2"], "beta-2")
+            if config.method.trains
+            else (["--method.kind", "lada"], "lada")
+        )
+        again = [job, "--config", join(folder, "config.yaml"), *change, "--name", f"{config.name}-{name}"]
         steps.append(("run it another way", f"{python} {shlex.join(again)}"))
     return steps
 
