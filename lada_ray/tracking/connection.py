@@ -7,6 +7,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -164,4 +165,18 @@ def _initialised_once(uri: str) -> Iterator[None]:
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock", timeout=60):
+        if not database.exists():
+            _create(database)
         yield
+
+
+def _create(database: Path) -> None:
+    """Make an empty database aside and move it into place: a process that is killed meanwhile leaves no half of one.
+
+    MLflow cannot go on with a half one, and says so for ever.
+    """
+    from mlflow import MlflowClient
+
+    aside = database.with_name(f"{database.name}.{uuid.uuid4().hex}.new")
+    MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+    os.replace(aside, database)

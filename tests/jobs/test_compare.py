@@ -63,6 +63,7 @@ def packs(storage: Path, name: str) -> list[list[str]]:
     return [json.loads(file.read_text())["packs"] for file in files]
 
 
+@pytest.mark.accept  # minutes
 @pytest.mark.timeout(600)
 def test_killed_while_it_learns_it_ends_with_the_same_table(
     tiny_yaml: Path,

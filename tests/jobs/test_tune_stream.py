@@ -59,16 +59,17 @@ def moments(folder: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in (folder / "trials").glob("*.json")}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.accept  # minutes
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("_interruptible")
 def test_interrupted_killed_and_gone_on_with(arguments: list[str], tmp_path: Path) -> None:
     arguments = [*arguments, "--storage", str(tmp_path)]
     folder = tmp_path / "tiny.sweep"
 
     with Job("tune_stream.py", arguments, tmp_path / "interrupted") as job:
-        assert job.wait_for(lambda: moments(folder), 200), job.output()
+        assert job.wait_for(lambda: moments(folder), 400), job.output()
         job.process.send_signal(signal.SIGINT)
-        assert job.wait(60) == 130, job.output()
+        assert job.wait(100) == 130, job.output()
         assert job.output().splitlines()[-1] == STOPPED
         assert noise(job.output()) == []
     first = moments(folder)
@@ -76,7 +77,7 @@ def test_interrupted_killed_and_gone_on_with(arguments: list[str], tmp_path: Pat
     assert statuses(tmp_path)[0] == "KILLED"
 
     with Job("tune_stream.py", [*arguments, "--resume"], tmp_path / "killed") as job:
-        assert job.wait_for(lambda: len(moments(folder)) > len(first), 200), job.output()
+        assert job.wait_for(lambda: len(moments(folder)) > len(first), 400), job.output()
         job.kill()
         assert f"{len(first)} trials are known from earlier starts" in job.output()
     second = moments(folder)
@@ -154,7 +155,7 @@ def test_flags_and_their_defaults(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--space", "betta"], "did you mean 'beta'"),
+        (["--space", "betta"], "did you mean beta?"),
         (["--samples", "0"], "samples"),
         (["--metric", "forgetting"], "metric"),
         (["--folds", "1"], "folds"),
