@@ -132,11 +132,11 @@ def submit(job, address, environment):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monkeypatch, capsys):
     draw(tmp_path)
     config = configuration(tmp_path)
