@@ -54,6 +54,8 @@ class ModelFile:
     """Id of that run."""
     epoch: int = 0
     """Raised by every process that takes the run over; a writer with an older one cannot commit."""
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Every version of a production model, the newest last (versions.py); empty for a run."""
 
     def to_bytes(self) -> bytes:
         """The bytes of model.json."""
@@ -78,18 +80,19 @@ class ModelFile:
                     f"{where} was written by a newer version of lada_ray, with a learner {prediction.kind!r} that "
                     f"this one does not know (it knows {', '.join(HEADS)}); upgrade lada_ray"
                 )
-            return cls(prediction=prediction, packs=tuple(values.pop("packs")), **values)
+            packs, history = tuple(values.pop("packs")), tuple(values.pop("history", ()))
+            return cls(prediction=prediction, packs=packs, history=history, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{where} is damaged: {error}") from error
 
 
-def read_model_file(store: Store) -> tuple[ModelFile, str] | None:
-    """model.json and its version in storage, for `commit`; None if there is none."""
-    found = store.read_version(MODEL)
-    return None if found is None else (ModelFile.from_bytes(found[0], f"{store.uri}/{MODEL}"), found[1])
+def read_model_file(store: Store, name: str = MODEL) -> tuple[ModelFile, str] | None:
+    """model.json (or a candidate's file) and its version in storage, for `commit`; None if there is none."""
+    found = store.read_version(name)
+    return None if found is None else (ModelFile.from_bytes(found[0], f"{store.uri}/{name}"), found[1])
 
 
-def commit(store: Store, pack: TaskPack, prompts: Mapping[str, str], epoch: int) -> None:
+def commit(store: Store, pack: TaskPack, prompts: Mapping[str, str], epoch: int, name: str = MODEL) -> None:
     """Append a pack to the model: write it under its digest, then replace model.json if it is still ours.
 
     Args:
@@ -97,15 +100,16 @@ def commit(store: Store, pack: TaskPack, prompts: Mapping[str, str], epoch: int)
         pack: its parent has to be the model's newest pack.
         prompts: the template that each of its domains' text features were made with.
         epoch: of the writer.
+        name: of the model's file; a candidate's is another one.
 
     Raises:
         LostLease: another process has taken the run over.
         Conflict: the model's newest pack is not the parent of this one.
     """
     pack.write(store)
-    found = read_model_file(store)
+    found = read_model_file(store, name)
     if found is None:
-        raise Conflict(f"{store.uri}/{MODEL} is gone: somebody removed or moved the run")
+        raise Conflict(f"{store.uri}/{name} is gone: somebody removed or moved the run")
     model, version = found
     check_epoch(model, epoch, store)
     if pack.digest in model.packs:
@@ -114,10 +118,10 @@ def commit(store: Store, pack: TaskPack, prompts: Mapping[str, str], epoch: int)
         raise Conflict(f"{store.uri}: the newest pack is not the parent of {pack.digest[:12]}")
     new = replace(model, packs=(*model.packs, pack.digest), prompts={**model.prompts, **prompts})
     try:
-        store.replace(MODEL, new.to_bytes(), version)
+        store.replace(name, new.to_bytes(), version)
     except Conflict:
         # An object store may have taken the write although its answer was lost.
-        newest = read_model_file(store)
+        newest = read_model_file(store, name)
         if newest is not None:
             check_epoch(newest[0], epoch, store)
         if newest is None or newest[0].packs != new.packs:

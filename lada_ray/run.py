@@ -316,9 +316,13 @@ class RunLedger:
     """Of the run's folder."""
     epoch: int
     identities: tuple[Json, ...]
-    """Of every task's pack, in order."""
+    """Of every task's pack, in order, from the `first` on."""
     watch: Callable[[str, int, int], None] | None = None
     """Told (domain, step, steps) while a task is learnt."""
+    file: str = MODEL
+    """Of the model; a candidate for promotion has one of its own."""
+    first: int = 0
+    """Position of the first task that this ledger commits."""
 
     @property
     def _run(self) -> Store:
@@ -330,9 +334,9 @@ class RunLedger:
 
     def packs(self) -> tuple[str, ...]:
         """See Ledger."""
-        found = read_model_file(self._model)
+        found = read_model_file(self._model, self.file)
         if found is None:
-            raise Conflict(f"{self.uri}/model/{MODEL} is gone: somebody removed or moved the run")
+            raise Conflict(f"{self.uri}/model/{self.file} is gone: somebody removed or moved the run")
         return found[0].packs
 
     def tensors(self, digest: str) -> Mapping[str, Any]:
@@ -341,11 +345,11 @@ class RunLedger:
 
     def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
         """See Ledger. The task's side file is written first: whoever sees the pack finds it."""
-        identity = self.identities[task.position]
+        identity = self.identities[task.position - self.first]
         # After the pack it was learnt on: if a worker thought dead has committed this very task, that shows here.
         pack = TaskPack.build(identity, parent, fitted.tensors)
         self._run.write(f"tasks/{pack.digest}.json", _json(_record(task, fitted, pack)))
-        commit(self._model, pack, _prompts(identity), self.epoch)
+        commit(self._model, pack, _prompts(identity), self.epoch, self.file)
         return pack.digest
 
     def save_checkpoint(self, data: bytes) -> None:

@@ -14,9 +14,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lada_ray import errors
 from lada_ray.encoder import EncoderSpec, device_for, load_encoder
@@ -25,6 +26,9 @@ from lada_ray.features.bank import FeatureBank
 from lada_ray.features.parts import Part
 from lada_ray.features.reading import read_image, why_unread
 from lada_ray.views import BadImage, Pixels, Preprocess, decode, render
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A reader waits for storage much of the time. (Equal to an encoder's cores it would also be fused into the actor by Ray
 # Data, and reading would no longer overlap encoding.)
@@ -35,6 +39,7 @@ READ_IMAGES = 32
 ENCODE_VIEWS = 512
 # The manifest, which grows with its parts, is rewritten at most this often.
 ENTER_EVERY_S = 1.0
+NOT_FINITE = "the encoder gives NaN or infinite features"
 
 Batch = dict[str, np.ndarray[Any, Any]]
 
@@ -83,58 +88,143 @@ class RenderViews:
             yield self._rows(str(uri), str(sha), str(views).split())
 
     def _rows(self, uri: str, sha: str, views: list[str]) -> Batch:
-        clock = [time.perf_counter()]
-        reason = unread = ""
-        pixels = np.zeros((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
-        try:
-            data = _read_unchanged(uri, sha)
-            clock.append(time.perf_counter())
-            pixels = self._render(data, sha, views)
-        except BadImage as error:
-            reason = str(error)
-        except _NotRendered as error:
-            unread = str(error)
-        except (OSError, ValueError, LadaError) as error:
-            unread = why_unread(error)
-        views = views[: len(pixels)]
-        clock.append(time.perf_counter())
+        image = render_image(uri, views, self.preprocess, sha)
+        views = views[: len(image.pixels)]
         n = len(views)
         return {
             "uri": np.array([uri] * n),
             "sha256": np.array([sha] * n),
             "view": np.array(views),
-            "pixels": pixels,
-            "reason": np.array([reason] * n),
-            "unread": np.array([unread] * n),
-            "read_s": np.full(n, (clock[1] - clock[0]) / n),
-            "decode_s": np.full(n, (clock[-1] - clock[1]) / n),
+            "pixels": image.pixels,
+            "reason": np.array([image.reason] * n),
+            "unread": np.array([image.unread] * n),
+            "read_s": np.full(n, image.read_s / n),
+            "decode_s": np.full(n, image.decode_s / n),
         }
 
-    def _render(self, data: bytes, sha: str, views: list[str]) -> Pixels:
-        try:
-            image = decode(data)
-            return np.stack([render(image, sha, view, self.preprocess) for view in views])
-        except BadImage:
-            raise
-        # Pillow and NumPy raise whatever an odd image makes them stumble over, or the lack of memory: it costs the
-        # image in this run, and says nothing about its bytes for other encoders and machines.
-        except Exception as error:
-            raise _NotRendered(f"cannot be rendered: {type(error).__name__}: {error}") from error
+
+@dataclass(frozen=True)
+class Rendered:
+    """The views of one image."""
+
+    pixels: Pixels
+    """[views, size, size, 3]; of an image that cannot be used, one view, black."""
+    reason: str = ""
+    """Why these bytes can never be used; "" if they can."""
+    unread: str = ""
+    """Why there are no pixels now, which says nothing about the bytes; "" if there are."""
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
+def render_image(uri: str, views: Sequence[str], preprocess: Preprocess, sha: str = "") -> Rendered:
+    """Read and decode one image, and render views of it as uint8 pixels.
+
+    Args:
+        uri: where its bytes are.
+        views: names.
+        preprocess: of the encoder.
+        sha: SHA-256 that the bytes must have, and the source of a view's randomness; "" for the deterministic view of
+            whatever they are.
+
+    Returns:
+        Pixels, or why there are none: nothing about an image raises.
+    """
+    clock = [time.perf_counter()]
+    reason = unread = ""
+    pixels = np.zeros((1, preprocess.size, preprocess.size, 3), np.uint8)
+    try:
+        data = read_image(uri)
+        if sha:
+            _check_unchanged(data, sha)
+        clock.append(time.perf_counter())
+        pixels = _render(data, sha, views, preprocess)
+    except BadImage as error:
+        reason = str(error)
+    except _NotRendered as error:
+        unread = str(error)
+    except (OSError, ValueError, LadaError) as error:
+        unread = why_unread(error)
+    clock.append(time.perf_counter())
+    return Rendered(pixels, reason, unread, clock[1] - clock[0], clock[-1] - clock[1])
+
+
+def _render(data: bytes, sha: str, views: Sequence[str], preprocess: Preprocess) -> Pixels:
+    try:
+        image = decode(data)
+        return np.stack([render(image, sha, view, preprocess) for view in views])
+    except BadImage:
+        raise
+    # Pillow and NumPy raise whatever an odd image makes them stumble over, or the lack of memory: it costs the
+    # image in this run, and says nothing about its bytes for other encoders and machines.
+    except Exception as error:
+        raise _NotRendered(f"cannot be rendered: {type(error).__name__}: {error}") from error
 
 
 class _NotRendered(Exception):
     """An image that could be decoded, and yet there are no pixels of it."""
 
 
-def _read_unchanged(uri: str, sha: str) -> bytes:
-    data = read_image(uri)
+def _check_unchanged(data: bytes, sha: str) -> None:
     if hashlib.sha256(data).hexdigest() != sha:
         # Its features would be kept, for all runs, under the hash of what the file held before.
         raise OSError("the file changed while the run was reading it; start again")
-    return data
 
 
-class EncodeViews:
+class EncoderActor:
+    """An actor that holds the encoder; what it does with a batch of pixels is a subclass's `work`.
+
+    Args:
+        spec: the encoder.
+        feature_key: what this node makes of it has to be the encoder of this key.
+        threads: of torch.
+        device: "cuda" if the actor was given GPUs.
+    """
+
+    def __init__(self, spec: EncoderSpec, feature_key: str, threads: int, device: str = "cpu") -> None:
+        import torch
+
+        # Ray sets OMP_NUM_THREADS, torch would take all cores: neither is what was asked for.
+        torch.set_num_threads(max(1, threads))
+        self.refused: LadaError | None = None
+        try:
+            self.encoder = load_encoder(spec, device)
+            self.encoder.check(feature_key)
+        except LadaError as error:
+            # Of an error in an actor's constructor Ray keeps the traceback's text alone: it is told with a batch.
+            self.refused = error
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Work on rows of pixels, and return one row that says what came of it, or what is wrong."""
+        try:
+            if self.refused is not None:
+                raise self.refused
+            row = self.work(batch)
+        except LadaError as error:
+            row = {"error": _stated_error(error)}
+        return {"row": np.array([json.dumps(row)])}
+
+    def work(self, batch: Batch) -> dict[str, Any]:
+        """What comes of a batch, as plain values."""
+        raise NotImplementedError
+
+    def encode(self, batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[int]]:
+        """Encode the rows that have pixels.
+
+        Args:
+            batch: columns pixels, reason and unread, as `render_image` gives them.
+
+        Returns:
+            Which rows have features, [n]; their raw features, [n, d]; and rows whose features are not finite.
+        """
+        good = np.flatnonzero((batch["reason"] == "") & (batch["unread"] == ""))
+        pixels = batch["pixels"]
+        features = self.encoder.encode_pixels(pixels if len(good) == len(pixels) else pixels[good])
+        finite = np.isfinite(features).all(axis=1)
+        return good[finite], features[finite], good[~finite].tolist()
+
+
+class EncodeViews(EncoderActor):
     """An actor that holds the encoder and writes what it encodes to the bank.
 
     Args:
@@ -148,37 +238,15 @@ class EncodeViews:
     def __init__(
         self, spec: EncoderSpec, bank: FeatureBank, run: str, threads: int, device: str = "cpu"
     ) -> None:
-        import torch
-
-        # Ray sets OMP_NUM_THREADS, torch would take all cores: neither is what was asked for.
-        torch.set_num_threads(max(1, threads))
+        super().__init__(spec, bank.feature_key, threads, device)
         self.bank, self.run = bank, run
-        self.refused: LadaError | None = None
-        try:
-            self.encoder = load_encoder(spec, device)
-            self.encoder.check(bank.feature_key)
-        except LadaError as error:
-            # Of an error in an actor's constructor Ray keeps the traceback's text alone: it is told with a batch.
-            self.refused = error
 
-    def __call__(self, batch: Batch) -> Batch:
-        """Encode rows of pixels, write them as one part, and return one row that says so, or what is wrong."""
-        try:
-            if self.refused is not None:
-                raise self.refused
-            row = self._encode(batch)
-        except LadaError as error:
-            row = {"error": _stated_error(error)}
-        return {"row": np.array([json.dumps(row)])}
-
-    def _encode(self, batch: Batch) -> dict[str, Any]:
+    def work(self, batch: Batch) -> dict[str, Any]:
+        """Encode rows of pixels, write them as one part, and say so."""
         started = time.perf_counter()
-        good = np.flatnonzero((batch["reason"] == "") & (batch["unread"] == ""))
-        bad, unread = _stated(batch, "sha256", "reason"), _stated(batch, "uri", "unread")
-        features = self.encoder.encode_pixels(batch["pixels"][good])
-        finite = np.isfinite(features).all(axis=1)
-        unread |= {str(batch["uri"][i]): "the encoder gives NaN or infinite features" for i in good[~finite]}
-        good, features = good[finite], features[finite]
+        bad, unread = stated(batch, "sha256", "reason"), stated(batch, "uri", "unread")
+        good, features, not_finite = self.encode(batch)
+        unread |= {str(batch["uri"][i]): NOT_FINITE for i in not_finite}
         part = None
         if len(good):
             shas, views = (batch[name][good].tolist() for name in ("sha256", "view"))
@@ -196,14 +264,14 @@ def _stated_error(error: LadaError) -> dict[str, Any]:
     return {"kind": type(error).__name__, "arguments": reduced[1]}
 
 
-def _raise_stated(row: dict[str, Any]) -> None:
+def raise_stated(row: dict[str, Any]) -> None:
     """Raise the error of ours that a row from an actor states, as itself."""
     if "error" in row:
         kind: type[LadaError] = getattr(errors, row["error"]["kind"], LadaError)
         raise kind(*row["error"]["arguments"])
 
 
-def _stated(batch: Batch, key: str, reason: str) -> dict[str, str]:
+def stated(batch: Batch, key: str, reason: str) -> dict[str, str]:
     """The reasons that a batch states, by another of its columns."""
     return {str(batch[key][i]): str(batch[reason][i]) for i in np.flatnonzero(batch[reason] != "")}
 
@@ -240,7 +308,7 @@ def extract(
     done = 0
     with _Entering(bank) as entering:
         for row in _pipeline(gaps, spec, bank, pool, run):
-            _raise_stated(row)
+            raise_stated(row)
             if row["part"]:
                 part = Part(**row["part"])
                 entering.add(part)
@@ -285,32 +353,59 @@ def _pipeline(
     gaps: Sequence[Gap], spec: EncoderSpec, bank: FeatureBank, pool: Pool, run: str
 ) -> Iterator[dict[str, Any]]:
     import pandas as pd
-    import ray
 
-    quiet_ray_data()
     # By URI, so that parts of one file are read together.
     ordered = sorted(gaps, key=lambda gap: gap.uri)
     table = pd.DataFrame(
         [(g.uri, g.sha256, " ".join(g.views)) for g in ordered], columns=["uri", "sha256", "views"]
     )
-    blocks = max(1, -(-len(table) // READ_IMAGES))
+    read = RenderViews(spec.preprocess).__call__
+    yield from stream_rows(table, read, EncodeViews, (spec, bank, run), pool, READ_IMAGES, ENCODE_VIEWS)
+
+
+def stream_rows(
+    table: pd.DataFrame,
+    read: Any,
+    actor: type[EncoderActor],
+    arguments: Sequence[Any],
+    pool: Pool,
+    read_images: int,
+    encode_rows: int,
+) -> Iterator[dict[str, Any]]:
+    """Stream the images of a table through CPU tasks to a pool of encoder actors.
+
+    Args:
+        table: what `read` takes, an image a row, in order of reading.
+        read: function that makes rows of pixels of rows of the table.
+        actor: what the pool consists of.
+        arguments: of its constructor; threads and device follow.
+        pool: number and resources of the actors.
+        read_images: images per read task.
+        encode_rows: rows of pixels that an actor gets at once.
+
+    Yields:
+        What the actors make of each batch, in the order in which they are done; `raise_stated` tells errors.
+    """
+    import ray
+
+    quiet_ray_data()
+    blocks = max(1, -(-len(table) // read_images))
     threads = int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2)
-    read: Any = RenderViews(spec.preprocess).__call__
     rows = (
         ray.data.from_pandas(table)
         .repartition(blocks)
         .map_batches(read, batch_size=None, num_cpus=READ_CPUS)
         .map_batches(
-            EncodeViews,
-            fn_constructor_args=(spec, bank, run, threads, device_for(pool.gpus)),
-            batch_size=ENCODE_VIEWS,
+            actor,
+            fn_constructor_args=(*arguments, threads, device_for(pool.gpus)),
+            batch_size=encode_rows,
             compute=ray.data.ActorPoolStrategy(size=pool.encoders),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
     )
-    for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        yield from map(json.loads, batch["row"])
+    for done in rows.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from map(json.loads, done["row"])
 
 
 def quiet_ray_data() -> None:

@@ -15,13 +15,17 @@ importing it takes a second or two, a fresh SQLite database about two more. `Bac
     tracker            what the stream calls
     group              what comparisons and sweeps call
     repair, registry   logging a run later; loading a model
+    pyfunc, served     a model as a folder that `mlflow models serve` serves
+    champion           the registry, as a projection of a production model's history
 """
 
 from lada_ray.config import hide_password
+from lada_ray.tracking.champion import PublishedVersion, project
 from lada_ray.tracking.connection import client_environment, quiet_client, upload_artifacts
 from lada_ray.tracking.folder import RunFolder
 from lada_ray.tracking.group import Group, tracked
 from lada_ray.tracking.points import flat_params, metric_name
+from lada_ray.tracking.pyfunc import save_pyfunc
 from lada_ray.tracking.registry import load
 from lada_ray.tracking.repair import log_run
 from lada_ray.tracking.tracker import BackgroundTracker, Tracker
@@ -30,6 +34,7 @@ from lada_ray.tracking.uri import how_to_open
 __all__ = [
     "BackgroundTracker",
     "Group",
+    "PublishedVersion",
     "RunFolder",
     "Tracker",
     "client_environment",
@@ -39,7 +44,9 @@ __all__ = [
     "load",
     "log_run",
     "metric_name",
+    "project",
     "quiet_client",
+    "save_pyfunc",
     "tracked",
     "upload_artifacts",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lada_ray.errors import InputError
 from lada_ray.model import LadaModel
 from lada_ray.tracking.connection import UPLOAD_TIMEOUT_S, quiet_client
+from lada_ray.tracking.pyfunc import MODEL_INSIDE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 def load(uri: str, tracking_uri: str | None = None) -> LadaModel:
     """Load a model from a path, a storage URI, or MLflow's `models:/name@alias`, `models:/name/1`, `runs:/id/model`.
+
+    Of a version that `mlflow models serve` can serve, the model inside is read; its code is not run.
 
     Args:
         uri: where the model is.
@@ -39,7 +43,8 @@ def load(uri: str, tracking_uri: str | None = None) -> LadaModel:
         if uri.startswith("models:/"):
             # MLflow's own look-up of models:/ asks its default registry, whatever URI it is given.
             uri = _source(MlflowClient(tracking_uri, registry_uri=tracking_uri), uri)
-        return LadaModel.load(download_artifacts(uri, tracking_uri=tracking_uri))
+        folder = Path(download_artifacts(uri, tracking_uri=tracking_uri))
+        return LadaModel.load(folder / MODEL_INSIDE if (folder / "MLmodel").is_file() else folder)
 
 
 def _source(client: MlflowClient, uri: str) -> str:

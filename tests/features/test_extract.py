@@ -237,7 +237,7 @@ def test_an_encoder_that_cannot_be_loaded_says_so_itself(
     actor = EncodeViews(spec, bank, "r", threads=1)
     row = json.loads(actor(joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
     with pytest.raises(InputError) as error:
-        module._raise_stated(row)
+        module.raise_stated(row)
     assert error.value.heading == "The encoder cannot be loaded"
     assert str(tmp_path / "w.safetensors") in error.value.problems[0]
 
@@ -252,7 +252,7 @@ def test_a_bank_that_cannot_be_written_says_so_itself(
     actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
     row = json.loads(actor(joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
     with pytest.raises(LadaError, match=r"^/features cannot be written: No space left on device$"):
-        module._raise_stated(row)
+        module.raise_stated(row)
 
 
 def test_the_encoder_is_on_the_device_that_was_given(

@@ -1,0 +1,107 @@
+"""Predict the class of every image in a folder, with a model from a folder, a bucket or MLflow's registry.
+
+python jobs/predict.py --model runs/demo/model --images photos --out predicted
+python jobs/predict.py --model models:/lada@champion --images s3://bucket/photos --out s3://bucket/predicted --top_k 3
+python jobs/predict.py --model runs/demo/model --images photos --out predicted --classes zebra,okapi --unknown_below 0.5
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from pydantic import BaseModel, Field, field_validator
+
+from lada_ray.command_line import parse_flags
+from lada_ray.config import ResourceConfig, in_submitted_job, is_relative
+from lada_ray.console import Console, quiet_libraries
+from lada_ray.domains.base import STRICT, absolute
+from lada_ray.errors import LadaError
+
+
+class Flags(BaseModel):
+    """What this job can be told."""
+
+    model_config = STRICT
+
+    model: str | None = Field(default=None, validate_default=True)
+    """Folder or URI of a model; or models:/name@alias or models:/name/version of MLflow (null: must be given)."""
+    images: str | None = Field(default=None, validate_default=True)
+    """Folder, or s3:// or gs:// prefix, with the images, in folders of it too (null: must be given)."""
+    out: str | None = Field(default=None, validate_default=True)
+    """Folder of its own, or s3:// or gs:// prefix, for what is predicted (null: must be given)."""
+    classes: tuple[str, ...] = ()
+    """Names of classes that the model has not learnt, to be recognised too, by name alone."""
+    top_k: int = Field(default=1, ge=1)
+    """Classes to tell for each image, best first; above 1, in the columns domains, classes and scores."""
+    unknown_below: float | None = Field(default=None, gt=0, le=1)
+    """Flag images whose score is lower as unknown (null: no such column)."""
+    encoders: int | None = Field(default=None, ge=1)
+    """Encoder actors (null: one per GPU, or what the CPUs allow)."""
+    gpus_per_encoder: float | None = Field(default=None, ge=0)
+    """GPUs of each (null: 1 where there are GPUs)."""
+    cpus_per_encoder: float | None = Field(default=None, gt=0)
+    """CPUs of each (null: half of a machine's without GPUs, else 1)."""
+    fresh: bool = False
+    """Remove what was predicted into the same folder before, and start over."""
+
+    @field_validator("model", "images", "out")
+    @classmethod
+    def _given(cls, value: str | None) -> str:
+        if value is None or not value.strip():
+            raise ValueError("must be given")
+        return value
+
+    @field_validator("images")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return absolute(value)
+
+    @field_validator("out")
+    @classmethod
+    def _kept(cls, value: str) -> str:
+        if (is_relative(value) and in_submitted_job()) or in_submitted_job({}, absolute(value)):
+            raise ValueError(
+                f"{value!r} lies in this job's working folder, which is deleted with the Ray session; give an absolute "
+                "path that lasts, or s3://… or gs://…"
+            )
+        return absolute(value)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    quiet_libraries()
+    # What schedulers send: end like on Ctrl-C, with the lease released.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
+        return run(flags, Console())
+    except LadaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+
+
+def run(flags: Flags, console: Console) -> int:
+    """Do what was asked for; returns the exit code."""
+    # Imported when the command line is known to be good: it takes seconds.
+    from lada_ray.predict import Options, predict_folder, show
+
+    options = Options(flags.classes, flags.top_k, flags.unknown_below)
+    resources = ResourceConfig(
+        encoders=flags.encoders,
+        gpus_per_encoder=flags.gpus_per_encoder,
+        cpus_per_encoder=flags.cpus_per_encoder,
+    )
+    console.say(f"{flags.images} -> {flags.out}")
+    result = predict_folder(
+        str(flags.model), str(flags.images), str(flags.out), options, resources, flags.fresh, console
+    )
+    show(result, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
