@@ -28,11 +28,15 @@ from lada_ray.domains import KINDS
 from lada_ray.domains.base import STRICT
 from lada_ray.errors import ConfigError
 
+NAMED = "named"
+"""Marks a field without default that is given by its name all the same: `Annotated[str, NAMED]`."""
+
 
 class JobFlags(BaseModel):
     """Flags that a job has beside the configuration's; a job adds its own in a subclass.
 
-    A bool is a switch (`--plan`), a field without default a positional argument, others flags with a value.
+    A bool is a switch (`--plan`), a field without default a positional argument (unless it is `NAMED`), others
+    flags with a value.
     """
 
     model_config = STRICT
@@ -75,17 +79,22 @@ def parse_command_line(
 
 
 def parse_flags(argv: Sequence[str], flags: type[Flags], description: str = "") -> Flags:
-    """Read the command line of a job that takes no run configuration.
+    """Read the command line of a job that takes no run configuration; a section has a flag per key, `--gate.max_drop`.
 
     Raises:
         ConfigError: with every problem.
         SystemExit: after --help.
     """
-    given, problems = _given(_parser(flags, description), argv, flags.model_fields, {})
-    problems += find_problems(given, flags)
+    own = {name: field for name, field in flags.model_fields.items() if not section_model(field.annotation)}
+    sections = {key: field for key, field in known_keys(flags).items() if key not in own}
+    parser = _parser(flags, description)
+    _add_sections(parser, flags, sections)
+    given, problems = _given(parser, argv, own, sections)
+    raw = nested(given)
+    problems += find_problems(raw, flags)
     if problems:
         raise ConfigError(problems, "The command line is not valid")
-    return flags.model_validate(given)
+    return flags.model_validate(raw)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +114,9 @@ def _parser(flags: type[BaseModel], description: str, usage: str = "") -> argpar
         ),
     )
     for name, field in flags.model_fields.items():
-        if field.is_required():
+        if section_model(field.annotation):
+            continue
+        if _is_positional(field):
             parser.add_argument(name, help=_escaped(_meaning(field)))
         elif field.annotation is bool:
             parser.add_argument(
@@ -114,6 +125,10 @@ def _parser(flags: type[BaseModel], description: str, usage: str = "") -> argpar
         else:
             _add_flag(parser, name, field)
     return parser
+
+
+def _is_positional(field: FieldInfo) -> bool:
+    return field.is_required() and NAMED not in field.metadata
 
 
 def _add_flag(group: argparse._ActionsContainer, key: str, field: FieldInfo) -> None:
@@ -128,15 +143,25 @@ def _add_flag(group: argparse._ActionsContainer, key: str, field: FieldInfo) -> 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every key, grouped by section, and the keys of domains as text."""
+    keys = known_keys(StreamConfig)
     run = parser.add_argument_group("the run")
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for key, field in known_keys(StreamConfig).items():
-        section, dot, _ = key.partition(".")
-        if dot and section not in groups:
-            model = section_model(StreamConfig.model_fields[section].annotation)
-            groups[section] = parser.add_argument_group(section, model.__doc__ if model else None)
-        _add_flag(groups[section] if dot else run, key, field)
+    for key in [key for key in keys if "." not in key]:
+        _add_flag(run, key, keys.pop(key))
+    _add_sections(parser, StreamConfig, keys)
     parser.epilog = _domain_keys()
+
+
+def _add_sections(
+    parser: argparse.ArgumentParser, model: type[BaseModel], keys: Mapping[str, FieldInfo]
+) -> None:
+    """Add a flag for every key of a model's sections, by its dotted name."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for key, field in keys.items():
+        name = key.partition(".")[0]
+        if name not in groups:
+            section = section_model(model.model_fields[name].annotation)
+            groups[name] = parser.add_argument_group(name, section.__doc__ if section else None)
+        _add_flag(groups[name], key, field)
 
 
 def _domain_keys() -> str:
@@ -217,7 +242,7 @@ def _given(
 ) -> tuple[dict[str, Any], list[str]]:
     """Read the arguments that were given, by key, and problems: unknown flags, values that are no JSON."""
     known, unknown = parser.parse_known_args(list(argv))
-    options = [*(name for name, field in flags.items() if not field.is_required()), *keys]
+    options = [*(name for name, field in flags.items() if not _is_positional(field)), *keys]
     problems = _unknown_arguments(unknown, options)
     given: dict[str, Any] = {}
     for key, text in vars(known).items():

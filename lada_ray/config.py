@@ -10,11 +10,11 @@ import os
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit, urlunsplit
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -174,6 +174,26 @@ class TrackingConfig(BaseModel):
     """Name under which the model is registered (null: not at all)."""
 
 
+def check_storage(storage: str) -> str:
+    """Return a storage as an absolute path or URI.
+
+    Raises:
+        ValueError: what is kept there would be lost with the job.
+    """
+    lost = (is_relative(storage) and in_submitted_job()) or in_submitted_job({}, absolute(storage))
+    if lost:
+        raise ValueError(
+            f"{storage!r} lies in this job's working folder {os.getcwd()}, which is deleted with the "
+            "Ray session; pass --storage with the absolute path of a folder that all nodes share, or "
+            "s3://… or gs://…"
+        )
+    return absolute(storage)
+
+
+Storage = Annotated[str, AfterValidator(check_storage)]
+"""Where everything is kept: a local path or the URI of an object store."""
+
+
 class StreamConfig(BaseModel):
     """A run: an encoder, and the domains that it learns one after another."""
 
@@ -181,7 +201,7 @@ class StreamConfig(BaseModel):
 
     name: Name
     """Name of the run, and of its folder in the storage: letters, digits, _ . -"""
-    storage: str = Field(default="runs", validate_default=True)
+    storage: Storage = Field(default="runs", validate_default=True)
     """Where runs and the feature bank are kept: a folder, shared between nodes, or s3://… or gs://…"""
     seed: int = Field(default=0, ge=0)
     """Decides shots, initial weights, batches, views and noise."""
@@ -233,18 +253,6 @@ class StreamConfig(BaseModel):
         if name.lower() in RESERVED:
             raise ValueError(f"{name!r} is kept for what lies beside the runs; choose another name")
         return name
-
-    @field_validator("storage")
-    @classmethod
-    def _absolute_storage(cls, storage: str) -> str:
-        lost = (is_relative(storage) and in_submitted_job()) or in_submitted_job({}, absolute(storage))
-        if lost:
-            raise ValueError(
-                f"{storage!r} lies in this job's working folder {os.getcwd()}, which is deleted with the "
-                "Ray session; pass --storage with the absolute path of a folder that all nodes share, or "
-                "s3://… or gs://…"
-            )
-        return absolute(storage)
 
     @field_validator("domains")
     @classmethod

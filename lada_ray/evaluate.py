@@ -174,6 +174,20 @@ def score_packs(
     return Row(learnt, correct, total)
 
 
+def correct_images(
+    evaluation: Evaluation, digests: Sequence[str], features: list[Floats]
+) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+    """For each test set its domain and which of its images the model of these packs gets right; in a Ray task.
+
+    Arguments as of `evaluate_row`.
+    """
+    packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
+    return [
+        (test.domain, predicted == truth)
+        for test, predicted, truth in _predictions(evaluation, packs, features)
+    ]
+
+
 def _predictions(evaluation: Evaluation, packs: Sequence[TaskPack], features: list[Floats]) -> Any:
     """For each domain (test set, predicted index, true index) among all labels, seen ones first."""
     head = make_head(packs, evaluation.prediction, evaluation.bank.width)

@@ -104,11 +104,13 @@ class Known:
         name: of the domain.
         class_names: as displayed.
         images: SHA-256s of all images by class, training and test; {} where they are not known.
+        complete: whether these are all; where few shots were learnt, the others may never have been read.
     """
 
     name: str
     class_names: tuple[str, ...]
     images: Mapping[str, Collection[str]] = field(default_factory=dict)
+    complete: bool = True
 
     @cached_property
     def content(self) -> str:
@@ -653,7 +655,7 @@ def recognise(arrival: Arrival, images: Mapping[str, Collection[str]], known: Se
         InputError: its name is that of a known domain with other images, and it does not extend it.
     """
     name, content = arrival.domain.name, content_key(images)
-    same = next((k.name for k in known if k.images and k.content == content), None)
+    same = next((k.name for k in known if k.images and _is_same(k, content, images)), None)
     if same is None and arrival.card.extends and _holds(images, [k for k in known if k.name == name]):
         same = name
     if same is not None:
@@ -664,6 +666,14 @@ def recognise(arrival: Arrival, images: Mapping[str, Collection[str]], known: Se
             [*_shared(name, images, known), _taken(name)], f"{arrival.entry.uri} cannot be learnt"
         )
     return Recognition(content, None, tuple(_shared(name, images, known)))
+
+
+def _is_same(known: Known, content: str, images: Mapping[str, Collection[str]]) -> bool:
+    """Whether a known domain has this content; if few shots of it are known, whether these are all among the images."""
+    if known.complete:
+        return known.content == content
+    classes = [set(shas) for shas in images.values()]
+    return all(any(set(shas) <= one for one in classes) for shas in known.images.values())
 
 
 def _holds(images: Mapping[str, Collection[str]], known: Sequence[Known]) -> bool:

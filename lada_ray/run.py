@@ -316,13 +316,11 @@ class RunLedger:
     """Of the run's folder."""
     epoch: int
     identities: tuple[Json, ...]
-    """Of every task's pack, in order, from the `first` on."""
+    """Of every task's pack, in order."""
     watch: Callable[[str, int, int], None] | None = None
     """Told (domain, step, steps) while a task is learnt."""
     file: str = MODEL
     """Of the model; a candidate for promotion has one of its own."""
-    first: int = 0
-    """Position of the first task that this ledger commits."""
 
     @property
     def _run(self) -> Store:
@@ -345,7 +343,7 @@ class RunLedger:
 
     def commit(self, task: TaskPlan, fitted: Fitted, parent: str | None) -> str:
         """See Ledger. The task's side file is written first: whoever sees the pack finds it."""
-        identity = self.identities[task.position - self.first]
+        identity = self.identities[task.position]
         # After the pack it was learnt on: if a worker thought dead has committed this very task, that shows here.
         pack = TaskPack.build(identity, parent, fitted.tensors)
         self._run.write(f"tasks/{pack.digest}.json", _json(_record(task, fitted, pack)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
 from lada_ray.domains.base import ALL_DOMAINS
-from lada_ray.errors import LadaError, LostLease
+from lada_ray.errors import LostLease
 from lada_ray.evaluate import Evaluator, Row, write_tests
 from lada_ray.features.extract import Extraction
 from lada_ray.features.fill import Images
 from lada_ray.fit.plan import FitPlan
 from lada_ray.fit.task import TrainResources
+from lada_ray.known import keep_known
 from lada_ray.prepare import (
     Stream,
     check_input,
@@ -35,8 +35,6 @@ from lada_ray.store import join
 from lada_ray.tracking import BackgroundTracker, Tracker, client_environment, flat_params, upload_artifacts
 from lada_ray.training import Background
 from lada_ray.watching import Watcher
-
-POLL_S = 0.25
 
 
 def run_stream(config: StreamConfig, fresh: bool = False, console: Console | None = None) -> StreamResult:
@@ -90,6 +88,7 @@ def learn_and_test(
 
     evaluator = Evaluator(run.store, plan_evaluation(stream, images, run.model_store.uri), console)
     write_tests(run.store, evaluator.evaluation.tests)
+    keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
     rows = [evaluator.row([], "zero-shot")]
     for domain, packs in learn(stream, run, images, plan_fit(stream, tasks), evaluator, tracker, console):
         rows.append(evaluator.row(packs, domain))
@@ -129,7 +128,7 @@ def learn(
     training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
     while shown < len(names):
         tracker.start_task(names[shown], shown)
-        packs = _wait_for_packs(run, shown, training, watch, console)
+        packs = training.next_packs(shown, run.lease, watch, console)
         for done in range(shown + 1, len(packs) + 1):
             yield names[done - 1], packs[:done]
         shown = len(packs)
@@ -144,30 +143,6 @@ def _start_training(
     ledger = RunLedger(run.store.uri, run.epoch, identities, watch)
     resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
     return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}")
-
-
-def _wait_for_packs(
-    run: Run, known: int, training: Background, watch: Watcher, console: Console
-) -> tuple[str, ...]:
-    """Wait until there are more packs than `known`, showing how far the current task is; returns them all.
-
-    Raises:
-        LadaError: training failed, or ended without learning everything.
-        LostLease: another process took the run over.
-    """
-    with console.stage("learn"):
-        while True:
-            over = training.over
-            if len(packs := run.packs) > known:
-                return packs
-            if over:
-                training.join()
-                raise LadaError(f"training ended after {known} tasks; start the run again")
-            run.lease.check()
-            if state := watch.read():
-                domain, step, steps = state
-                console.progress(f"learning {domain}", step, steps)
-            time.sleep(POLL_S)
 
 
 def progress_line(rows: Sequence[Row], tasks: int) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
+from lada_ray.console import Console
 from lada_ray.errors import LadaError
 from lada_ray.fit.learners import fit_remaining
 from lada_ray.fit.plan import FitPlan, Ledger
 from lada_ray.fit.task import TrainResources
+from lada_ray.lease import Lease
+from lada_ray.watching import Watcher
+
+POLL_S = 0.25
 
 
 class Background:
@@ -24,6 +30,7 @@ class Background:
         self, plan: FitPlan, ledger: Ledger, resources: TrainResources, storage: str, name: str
     ) -> None:
         self._error: BaseException | None = None
+        self._ledger = ledger
         arguments = (plan, ledger, resources, storage, name)
         self._thread = threading.Thread(target=self._run, args=arguments, name="train", daemon=True)
         self._thread.start()
@@ -48,6 +55,27 @@ class Background:
         self._thread.join()
         if self._error is not None:
             raise_cause(self._error)
+
+    def next_packs(self, known: int, lease: Lease, watch: Watcher, console: Console) -> tuple[str, ...]:
+        """Wait until there are more packs than `known`, showing how far the current task is; returns them all.
+
+        Raises:
+            LadaError: training failed, or ended without learning everything.
+            LostLease: another process took the run over.
+        """
+        with console.stage("learn"):
+            while True:
+                over = self.over
+                if len(packs := self._ledger.packs()) > known:
+                    return packs
+                if over:
+                    self.join()
+                    raise LadaError(f"training ended after {known} tasks; start the run again")
+                lease.check()
+                if state := watch.read():
+                    domain, step, steps = state
+                    console.progress(f"learning {domain}", step, steps)
+                time.sleep(POLL_S)
 
 
 def raise_cause(error: BaseException) -> None:

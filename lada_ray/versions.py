@@ -1,7 +1,7 @@
 """The history of a production model: every change of what it predicts is a new version.
 
 It stands in `model.json` itself, so that packs and history change in one conditional write. A version is never changed
-or removed; going back to an old one is a new version.
+or removed (but for names that `forget` blanks); going back to an old one is a new version.
 """
 
 from __future__ import annotations
@@ -23,6 +23,24 @@ Action = Literal["start", "learn", "rollback", "forget", "relearn"]
 
 
 @dataclass(frozen=True)
+class State:
+    """What a version consists of."""
+
+    packs: tuple[str, ...]
+    """Digests, in order of learning."""
+    prompts: Mapping[str, str]
+    """Prompt template of each of its domains."""
+    domains: tuple[str, ...]
+    """Keys of what is known of its domains' images (known.py), one for each pack."""
+
+    def __post_init__(self) -> None:
+        if len(self.packs) != len(self.domains):
+            raise ValueError(
+                f"{len(self.packs)} packs and {len(self.domains)} domains: one for each is needed"
+            )
+
+
+@dataclass(frozen=True)
 class Version:
     """One version of a model."""
 
@@ -31,17 +49,16 @@ class Version:
     action: Action
     """What made it."""
     subject: str
-    """The domain that was learnt or forgotten, or the version gone back to."""
-    packs: tuple[str, ...]
-    """Digests, in order of learning."""
-    prompts: Mapping[str, str]
-    """Prompt template of each of its domains."""
+    """The domain that was learnt, what was forgotten, or the version gone back to."""
+    state: State
     at: str
     """When, ISO 8601, UTC."""
     by: str
     """user@host"""
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    """On each domain's test images, in %."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """learn: what the domain's content is called, its test images, the gate's checks, the inbox entry."""
+    """Why it is there: the inbox entry and its owner, the gate's checks, who forced it."""
 
     @property
     def digest(self) -> str:
@@ -51,7 +68,20 @@ class Version:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Version:
         """Read a record of the history."""
-        return cls(**{**values, "packs": tuple(values["packs"])})
+        state = values["state"]
+        read = State(tuple(state["packs"]), state["prompts"], tuple(state["domains"]))
+        return cls(**{**values, "state": read})
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a new version is to be."""
+
+    action: Action
+    subject: str
+    state: State
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def history(model: ModelFile) -> list[Version]:
@@ -59,99 +89,85 @@ def history(model: ModelFile) -> list[Version]:
     return [Version.from_json(values) for values in model.history]
 
 
-def promote(
-    store: Store,
-    epoch: int,
-    action: Action,
-    subject: str,
-    before: Sequence[str],
-    packs: Sequence[str],
-    prompts: Mapping[str, str],
-    details: Mapping[str, Any] | None = None,
-) -> Version:
-    """Make these packs the model, as a new version; all or nothing.
+def promote(store: Store, epoch: int, before: Sequence[str], change: Change) -> Version:
+    """Make a change the model's newest version; all or nothing.
 
     Args:
-        store: the model's folder.
+        store: the model's folder; all packs are written there.
         epoch: of the writer.
-        action: what makes the version.
-        subject: of the action.
         before: the packs that the change was made from.
-        packs: the new ones, in order; all of them are written.
-        prompts: the template of each domain.
-        details: more to be remembered.
+        change: what the version is to be.
 
     Raises:
         LostLease: another process has taken the model over.
         Conflict: the model has changed since `before`.
     """
-    model, stored = _read(store)
+    model, stored = read_production(store)
     check_epoch(model, epoch, store)
-    versions = history(model)
-    if versions and versions[-1].action == action and versions[-1].packs == tuple(packs) != tuple(before):
-        return versions[-1]  # written before a kill, or by a write whose answer was lost
     if model.packs != tuple(before):
         raise Conflict(f"{store.uri} has changed since this was begun; start it again")
     version = Version(
-        number=len(versions) + 1,
-        action=action,
-        subject=subject,
-        packs=tuple(packs),
-        prompts=dict(prompts),
+        number=len(model.history) + 1,
+        action=change.action,
+        subject=change.subject,
+        state=change.state,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         by=f"{getpass.getuser()}@{socket.gethostname()}",
-        details=dict(details or {}),
+        accuracy=change.accuracy,
+        details=change.details,
     )
     new = replace(
-        model, packs=version.packs, prompts=version.prompts, history=(*model.history, asdict(version))
+        model,
+        packs=change.state.packs,
+        prompts=change.state.prompts,
+        history=(*model.history, asdict(version)),
     )
-    store.replace(MODEL, new.to_bytes(), stored)
+    try:
+        store.replace(MODEL, new.to_bytes(), stored)
+    except Conflict:
+        # An object store may have taken the write although its answer was lost.
+        if read_production(store)[0].history != new.history:
+            raise
     return version
-
-
-def adopt(store: Store, epoch: int, details: Mapping[str, Any]) -> list[Version]:
-    """Give a model that a run has learnt a history, if it has none: its present state is version 1.
-
-    Returns:
-        the history.
-    """
-    model, _ = _read(store)
-    if not model.history:
-        promote(store, epoch, "start", "", model.packs, model.packs, model.prompts, details)
-    return history(_read(store)[0])
 
 
 def find_version(model: ModelFile, number: int) -> Version:
     """The version of this number.
 
     Raises:
-        InputError: there is none; lists those there are.
+        InputError: there is none; says which there are.
     """
     versions = history(model)
     for version in versions:
         if version.number == number:
             return version
-    known = f"1 to {len(versions)}" if versions else "none"
+    known = f"1 to {len(versions)}" if versions else "none yet"
     raise InputError([f"there is no version {number} (versions: {known})"])
 
 
-def open_candidate(store: Store, name: str, champion: ModelFile) -> None:
-    """Prepare a candidate's file: the champion's packs, on which it learns; one left by a kill is gone on with.
+def open_candidate(store: Store, name: str, champion: ModelFile, packs: Sequence[str]) -> None:
+    """Prepare a candidate's file, in which more is learnt on these packs; one left by a kill is gone on with.
 
     Args:
         store: the model's folder.
         name: of the candidate's file.
-        champion: what it starts from; its epoch is the writer's.
+        champion: gives what is not packs; its epoch is the writer's.
+        packs: what the candidate starts from.
     """
     found = read_model_file(store, name)
     begun = found[0].packs if found else ()
-    packs = begun if begun[: len(champion.packs)] == champion.packs else champion.packs
-    candidate = replace(champion, packs=packs, history=())
+    kept = begun if begun[: len(packs)] == tuple(packs) else tuple(packs)
+    candidate = replace(champion, packs=kept, history=())
     store.replace(name, candidate.to_bytes(), found[1] if found else None)
 
 
-def _read(store: Store) -> tuple[ModelFile, str]:
+def read_production(store: Store) -> tuple[ModelFile, str]:
+    """The model in this folder, and its version in storage.
+
+    Raises:
+        InputError: there is none.
+    """
     found = read_model_file(store)
     if found is None:
-        raise InputError([f"{store.uri} holds no model"])
+        raise InputError([f"{store.uri} holds no model: learn one with jobs/run_stream.py first"])
     return found

@@ -62,7 +62,7 @@ def quiet_client(timeout: int = CALL_TIMEOUT_S) -> Iterator[None]:
         if _is_ours(name, os.environ.get(name))
     }
     levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
-    with _environment(ours), ExitStack() as after:
+    with environment(ours), ExitStack() as after:
         _import_mlflow()  # it sets its logger's level
         for name, level in levels.items():
             logger = logging.getLogger(name)
@@ -78,7 +78,8 @@ def _is_ours(name: str, value: str | None) -> bool:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -100,7 +101,7 @@ def upload_artifacts(
     run_id: str,
     store_uri: str,
     files: Mapping[str, str],
-    environment: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Copy objects from storage into a run's artifacts. Stands alone, so that a task near the data can do it.
 
@@ -109,7 +110,7 @@ def upload_artifacts(
         run_id: the run.
         store_uri: where the objects are.
         files: key in the store -> path among the artifacts.
-        environment: `client_environment` of the process that may write there, when that is another one.
+        variables: `client_environment` of the process that may write there, when that is another one.
 
     Raises:
         FileNotFoundError: an object is missing.
@@ -117,7 +118,7 @@ def upload_artifacts(
     """
     store = open_store(store_uri)
     with (
-        _environment(environment or {}),
+        environment(variables or {}),
         quiet_client(UPLOAD_TIMEOUT_S),
         tempfile.TemporaryDirectory(prefix="lada_ray_") as folder,
     ):

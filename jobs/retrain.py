@@ -1,0 +1,64 @@
+"""Learn the domains that arrived in an inbox; what passes the gate becomes the champion.
+
+python jobs/retrain.py --inbox inbox --model lada
+python jobs/retrain.py --inbox s3://bucket/inbox --model lada --storage s3://bucket/lada --guards guards.yaml
+
+Exit code 0: all that arrived is learnt (or known, or nothing arrived); 1: something was refused by the gate, or
+rejected, and its _REJECTED.json says why; 75: another process is changing the model, try again later.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+from lada_ray.command_line import NAMED, parse_flags
+from lada_ray.console import Console, quiet_libraries
+from lada_ray.domains.base import Location
+from lada_ray.errors import LadaError
+from lada_ray.gate import Limits
+from lada_ray.production import Settings
+
+
+class Flags(Settings):
+    """What this job can be told."""
+
+    inbox: Annotated[Location, NAMED]
+    """Folder or object-store prefix in which each new domain is a folder with its data, domain.yaml and _READY."""
+    guards: str | None = None
+    """YAML of a run whose domains are never learnt: zero-shot ability is watched on their test images."""
+    outside: bool = False
+    """Let a domain.yaml name data outside its own folder; for inboxes that only trusted people write to."""
+    gate: Limits = Limits()
+    """What a candidate has to reach."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    quiet_libraries()
+    # What schedulers send: end like on Ctrl-C, with the lease released.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return run(parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or ""), Console())
+    except LadaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+
+
+def run(flags: Flags, console: Console) -> int:
+    """Do what was asked for; returns the exit code."""
+    # Imported when the command line is known to be good: it takes seconds.
+    from lada_ray.retrain import load_guards, retrain, show
+
+    guards = load_guards(flags.guards, flags.storage) if flags.guards else ()
+    done = retrain(flags, flags.inbox, flags.gate, guards, flags.outside, console)
+    show(done, flags, console)
+    return 0 if done.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

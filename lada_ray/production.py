@@ -1,0 +1,239 @@
+"""A production model, opened to be changed: by one process at a time, every change a version of its history."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Annotated, Any
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, Field
+
+from lada_ray.command_line import NAMED
+from lada_ray.config import ResourceConfig, Storage, StreamConfig, TrackingConfig, find_problems, mlflow_uri
+from lada_ray.console import Console
+from lada_ray.domains.base import STRICT, Domain, Name
+from lada_ray.encoder import EncoderSpec
+from lada_ray.errors import InputError
+from lada_ray.fit.plan import TaskPlan, TrainImages
+from lada_ray.known import KNOWN_DOMAINS, KnownDomain, read_known
+from lada_ray.model import ModelFile
+from lada_ray.pack import TaskPack
+from lada_ray.prepare import Stream, prepare
+from lada_ray.run import Json, Run
+from lada_ray.store import Store, join, open_store
+from lada_ray.versions import Change, State, Version, history, promote, read_production
+from lada_ray.views import training_views
+
+
+class Settings(BaseModel):
+    """How a job on a production model runs; nothing here decides what the model learns."""
+
+    model_config = STRICT
+
+    model: Annotated[Name, NAMED]
+    """Name of the run that learnt it, below the storage."""
+    storage: Storage = Field(default="runs", validate_default=True)
+    """Where the model is: a local path or the URI of an object store."""
+    resources: ResourceConfig = ResourceConfig()
+    """What is not given is as the model was started."""
+    tracking: TrackingConfig = TrackingConfig()
+    """What is not given is as the model was started."""
+
+    @property
+    def store(self) -> Store:
+        """The model's run folder."""
+        return open_store(join(self.storage, self.model))
+
+    def config(self) -> StreamConfig:
+        """What the model was started with; resources and tracking as they are asked for now.
+
+        Raises:
+            InputError: there is no such model, or its configuration cannot be used.
+        """
+        found = self.store.read_version("config.yaml")
+        if found is None:
+            raise InputError(
+                [f"{self.store.uri} holds no model: learn one with jobs/run_stream.py first"], "No model"
+            )
+        raw = yaml.safe_load(found[0])
+        raw |= {"storage": self.storage, "name": self.model}
+        problems = find_problems(raw)
+        if problems:
+            raise InputError(problems, f"{self.store.uri}/config.yaml cannot be used")
+        config = StreamConfig(**raw)
+        return config.model_copy(
+            update={
+                "resources": _over(config.resources, self.resources),
+                "tracking": _over(config.tracking, self.tracking),
+            }
+        )
+
+
+def _over(below: Any, above: Any) -> Any:
+    """A section with what was given in another one in place of its own values."""
+    return below.model_copy(update={key: getattr(above, key) for key in above.model_fields_set})
+
+
+class Production:
+    """A model that is about to be changed, with its lease held.
+
+    Args:
+        run: the run that learnt it.
+        config: from `Settings.config`.
+        console: shows progress.
+    """
+
+    def __init__(self, run: Run, config: StreamConfig, console: Console) -> None:
+        self.run, self.config, self.console = run, config, console
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings, console: Console) -> Iterator[Production]:
+        """Take the model's lease, and give it a history if it has none: its present state is version 1.
+
+        Raises:
+            InputError: there is no such model, it is not learnt to its end, or its learner cannot go on.
+            LeaseHeld: another live process is changing it.
+        """
+        config = settings.config()
+        if config.method.kind == "joint":
+            raise InputError(
+                ["joint training learns all domains at once, and none on top"],
+                "This model cannot be extended",
+            )
+        with Run.acquire(config, fresh=False, say=console.say) as run:
+            production = cls(run, config, console)
+            production._adopt()
+            yield production
+
+    @property
+    def store(self) -> Store:
+        """The model's run folder."""
+        return self.run.store
+
+    @property
+    def file(self) -> ModelFile:
+        """model.json as it is now."""
+        return read_production(self.run.model_store)[0]
+
+    @property
+    def versions(self) -> list[Version]:
+        """The history, the oldest first."""
+        return history(self.file)
+
+    @property
+    def champion(self) -> Version:
+        """The newest version."""
+        return self.versions[-1]
+
+    @cached_property
+    def mlflow(self) -> str:
+        """The MLflow that shows the model.
+
+        Raises:
+            ConfigError: there is none, and the storage is no local one.
+        """
+        return mlflow_uri(self.config.tracking.uri, self.config.storage, os.environ)
+
+    def known(self, state: State) -> list[KnownDomain]:
+        """What is known of the domains of a version, one for each pack.
+
+        Raises:
+            IntegrityError: it is missing or damaged.
+        """
+        return [read_known(self.store, key) for key in state.domains]
+
+    def stream(self, domains: Sequence[Domain] = (), shots: int | None = None) -> Stream:
+        """Join the cluster, and get to know the encoder again.
+
+        Args:
+            domains: that are to be learnt or tested on.
+            shots: training images per class; None: as the model was started.
+
+        Raises:
+            IntegrityError: the model was learnt with another encoder.
+        """
+        spec = EncoderSpec.from_json(self.file.encoder["spec"])
+        config = self.config.model_copy(update={"shots": shots or self.config.shots})
+        stream = prepare(config, tuple(domains), spec, self.console, keep=False)
+        if stream.info.fingerprint != self.file.encoder["fingerprint"]:
+            raise InputError(
+                [
+                    f"{spec.pretrained} has other weights now; put back the file that the model was learnt with"
+                ],
+                "The encoder",
+            )
+        return stream
+
+    def promote(self, change: Change) -> Version:
+        """Make a change the champion.
+
+        Raises:
+            LostLease: another process has taken the model over.
+        """
+        self.run.lease.check()
+        return promote(self.run.model_store, self.run.epoch, self.champion.state.packs, change)
+
+    def _adopt(self) -> None:
+        """Give a model that a run has learnt a history, if it has none."""
+        file = self.file
+        if file.history:
+            return
+        keys = self.store.read_version(KNOWN_DOMAINS)
+        domains = tuple(json.loads(keys[0])) if keys else ()
+        if len(domains) != len(file.packs) or len(domains) < len(self.config.domains) or not domains:
+            again = f"python jobs/run_stream.py --config {join(self.store.uri, 'config.yaml')}"
+            told = f"{len(domains)} of {len(self.config.domains)} domains are learnt and recorded"
+            raise InputError([f"{told}; finish it: {again}"], f"{self.store.uri} is not a whole model yet")
+        state = State(file.packs, file.prompts, domains)
+        change = Change("start", "", state, self._run_accuracy())
+        promote(self.run.model_store, self.run.epoch, file.packs, change)
+
+    def _run_accuracy(self) -> dict[str, float]:
+        """The last row of the run's accuracy matrix."""
+        found = self.store.read_version("accuracy_matrix.csv")
+        if found is None:
+            return {}
+        table = pd.read_csv(io.BytesIO(found[0]), index_col=0)
+        return {str(name): float(value) for name, value in table.iloc[-1].items()}
+
+
+def identity_of(meta: Json) -> Json:
+    """What identified a pack when it was learnt, by its pack.json."""
+    return {name: meta[name] for name in ("labels", "config", "samples")}
+
+
+def task_of(position: int, known: KnownDomain, identity: Json) -> TaskPlan:
+    """The plan by which a domain is learnt (again) from the bank.
+
+    Args:
+        position: number of tasks before it.
+        known: its images.
+        identity: of its pack.
+    """
+    config = identity["config"]
+    shas, labels = known.trained
+    views = (
+        training_views(config["augment"], config["views"])
+        if "augment" in config
+        else training_views("none", 0)
+    )
+    part = TrainImages(known.name, shas, labels, tuple(views), known.prompts)
+    return TaskPlan(position, (part,), config.get("epochs", 1))
+
+
+def tasks_before(
+    production: Production, packs: Sequence[str], known: Sequence[KnownDomain]
+) -> tuple[list[TaskPlan], list[Json]]:
+    """Plan and identity of tasks that are learnt, for a learner that goes on after them."""
+    identities = [
+        identity_of(dict(TaskPack.read_meta(production.run.model_store, digest))) for digest in packs
+    ]
+    pairs = zip(known, identities, strict=True)
+    return [task_of(i, one, identity) for i, (one, identity) in enumerate(pairs)], identities

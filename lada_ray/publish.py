@@ -1,0 +1,147 @@
+"""A model's history as MLflow's registry shows it: its versions, and the aliases champion, previous and challenger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lada_ray.cluster import join_cluster, result
+from lada_ray.model import LadaModel, ModelFile, cached_pack
+from lada_ray.production import Production
+from lada_ray.store import Store
+from lada_ray.tracking import PublishedVersion, client_environment, project
+from lada_ray.tracking.connection import environment
+from lada_ray.versions import State, Version, history
+
+SHOWN = "registry.json"
+"""In the run folder: what the registry showed when it was last brought up to date."""
+CHALLENGER = "challenger.json"
+"""In the run folder: the candidate that the gate refused last, and why."""
+
+Key = tuple[str, str]
+
+
+def refuse(store: Store, champion: Version, subject: str, state: State, reason: str) -> None:
+    """Note a candidate that the gate refused, so that it is shown as challenger.
+
+    Args:
+        store: the run folder.
+        champion: what it was judged against.
+        subject: the domain that it learnt.
+        state: what it consists of.
+        reason: which checks it failed, by how much.
+    """
+    said = {"number": champion.number + 1, "subject": subject, "reason": reason, "state": asdict(state)}
+    store.write(CHALLENGER, json.dumps(said, indent=1, ensure_ascii=False).encode())
+
+
+def is_published(store: Store, file: ModelFile) -> bool:
+    """Whether the registry showed all of this when it was last asked."""
+    found = store.read_version(SHOWN)
+    return found is not None and json.loads(found[0]) == _shown(store, file)
+
+
+def _shown(store: Store, file: ModelFile) -> dict[str, Any]:
+    refused = store.read_version(CHALLENGER)
+    newest = history(file)[-1].digest if file.history else None
+    return {"version": newest, "challenger": hashlib.sha256(refused[0]).hexdigest() if refused else None}
+
+
+def publish(production: Production) -> bool:
+    """Bring MLflow's registry up to the history. Whatever goes wrong there is said, and made up for by the next start.
+
+    Returns:
+        whether it shows all of it now.
+    """
+    store, console, file = production.store, production.console, production.file
+    tracking, uri = production.config.tracking, production.mlflow
+    if is_published(store, file):
+        return True
+    shown = _shown(store, file)
+    versions, challenger, states = _wanted(production)
+    save = partial(save_state, production.run.model_store.uri, file, states)
+    name = tracking.registered_model or production.config.name
+    arguments = (uri, tracking.experiment, name, versions, save, versions[-1].number, challenger)
+    with console.stage("registry"):
+        if uri.startswith("sqlite:"):
+            done, said = show_versions(*arguments)
+        else:
+            # A small head node need not carry the weights to a server.
+            import ray
+
+            join_cluster()
+            task: Any = ray.remote(num_cpus=0.5)(show_versions)
+            done, said = result(task.remote(*arguments, client_environment()))
+    for line in said:
+        console.warn(line)
+    if done:
+        store.write(SHOWN, json.dumps(shown).encode())
+    return done
+
+
+def show_versions(
+    uri: str,
+    experiment: str,
+    name: str,
+    versions: list[PublishedVersion],
+    save: Any,
+    champion: int,
+    challenger: tuple[PublishedVersion, str] | None,
+    variables: Mapping[str, str] | None = None,
+) -> tuple[bool, list[str]]:
+    """`tracking.project` where MLflow's credentials have to come along; returns what it returned and said."""
+    said: list[str] = []
+    with environment(variables or {}):
+        done = project(uri, experiment, name, versions, save, said.append, champion, challenger)
+    return done, said
+
+
+def save_state(
+    model_uri: str, file: ModelFile, states: Mapping[Key, State], version: PublishedVersion, folder: Path
+) -> None:
+    """Write the model of a version to a folder."""
+    load_state(model_uri, file, states[version.key]).save(folder)
+
+
+def load_state(model_uri: str, file: ModelFile, state: State) -> LadaModel:
+    """The model as it was, or would be, with these packs.
+
+    Raises:
+        IntegrityError: a pack is missing (forgotten, perhaps) or changed.
+    """
+    packs = [cached_pack(model_uri, digest) for digest in state.packs]
+    return LadaModel(replace(file, packs=state.packs, prompts=state.prompts, history=()), packs)
+
+
+def _wanted(
+    production: Production,
+) -> tuple[list[PublishedVersion], tuple[PublishedVersion, str] | None, dict[Key, State]]:
+    """Versions, challenger with the reason, and what each consists of."""
+    pairs = [(_published(version), version.state) for version in production.versions]
+    found = production.store.read_version(CHALLENGER)
+    challenger = None
+    if found:
+        said = json.loads(found[0])
+        state = State(
+            *(tuple(said["state"]["packs"]), said["state"]["prompts"], tuple(said["state"]["domains"]))
+        )
+        text = f"refused: {said['subject']}"
+        one = PublishedVersion(said["number"], hashlib.sha256(found[0]).hexdigest()[:32], text)
+        challenger = (one, str(said["reason"]))
+        pairs.append((one, state))
+    states = {version.key: state for version, state in pairs}
+    return [_published(version) for version in production.versions], challenger, states
+
+
+def _published(version: Version) -> PublishedVersion:
+    accuracy = ", ".join(f"{domain} {value:.1f} %" for domain, value in version.accuracy.items())
+    head = f"{version.action} {version.subject}".strip()
+    tags = {"lada_ray.action": version.action, "lada_ray.subject": version.subject or "-"}
+    return PublishedVersion(
+        version.number, version.digest, f"{head} ({accuracy})" if accuracy else head, tags
+    )

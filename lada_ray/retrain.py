@@ -1,0 +1,287 @@
+"""Learning what arrives: each new domain of an inbox becomes a task on top of the champion, if the gate lets it pass.
+
+For each complete entry, in order of arrival: validate, recognise by content, encode, learn, judge; then promote, which
+is one conditional write of `model.json`, or refuse. Whatever is killed in between is gone on with, or made again to the
+same result, by the next start; what came of an entry is kept by its fingerprint, so that no tick looks at it twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from lada_ray.candidate import Judged, candidate_file, judge_candidate, learn_candidate, tests_alone
+from lada_ray.config import StreamConfig
+from lada_ray.console import Console
+from lada_ray.domains.base import Domain
+from lada_ray.domains.check import load_domains
+from lada_ray.errors import InputError
+from lada_ray.evaluate import TestSet
+from lada_ray.features.fill import Images
+from lada_ray.features.index import fill_index
+from lada_ray.gate import Limits, print_gate
+from lada_ray.inbox import (
+    ADVICE,
+    Arrival,
+    Entry,
+    clear_rejection,
+    images_by_class,
+    recognise,
+    reject,
+    scan,
+    validate,
+)
+from lada_ray.known import KnownDomain
+from lada_ray.model import read_model_file
+from lada_ray.prepare import Stream, choose, encode, pack_identities, plan_tests
+from lada_ray.production import Production, Settings, task_of, tasks_before
+from lada_ray.publish import is_published, publish, refuse
+from lada_ray.store import Store
+from lada_ray.versions import Change, State, Version, history, read_production
+
+Status = Literal["learnt", "refused", "rejected", "known"]
+REFUSED = (
+    "The gate refused what was learnt from this domain; the champion is as it was. If labels or images are wrong, "
+    "correct them: the entry is tried again once a file in its folder changes, _READY too."
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What came of an entry of the inbox."""
+
+    entry: str
+    fingerprint: str
+    domain: str
+    status: Status
+    """learnt: it is a new version; refused: by the gate; rejected: it cannot be used; known: nothing is new in it."""
+    said: tuple[str, ...]
+    at: str
+    version: int | None = None
+    gate: dict[str, Any] | None = None
+
+
+@dataclass
+class Retrained:
+    """What `retrain` returns."""
+
+    endings: list[Ending] = field(default_factory=list)
+    incomplete: tuple[str, ...] = ()
+    """Names of entries without _READY."""
+    waiting: tuple[str, ...] = ()
+    """Names of entries that were rejected or refused before, and have not changed."""
+    version: int = 0
+    """The champion's number."""
+    published: bool = True
+    """Whether MLflow's registry shows it."""
+
+    @property
+    def good(self) -> bool:
+        """Whether no entry was refused or rejected."""
+        return all(ending.status in ("learnt", "known") for ending in self.endings)
+
+
+def retrain(
+    settings: Settings,
+    inbox: str,
+    limits: Limits,
+    guards: Sequence[Domain] = (),
+    outside: bool = False,
+    console: Console | None = None,
+) -> Retrained:
+    """Learn every new domain of an inbox that the gate lets pass.
+
+    Args:
+        settings: which model, and how the job runs.
+        inbox: local folder or object-store prefix.
+        limits: of the gate.
+        guards: domains that are not learnt, on which zero-shot ability is watched.
+        outside: let entries name data outside their own folders.
+        console: shows progress.
+
+    Raises:
+        InputError: there is no such inbox or model.
+        LeaseHeld: another live process is changing the model.
+        LostLease: another process has taken it over.
+    """
+    console = console or Console()
+    found, file = scan(inbox), read_production(settings.store.child("model"))[0]
+    done = Retrained([], found.incomplete, found.rejected, len(file.history))
+    new = [entry for entry in found.entries if not _ended(settings.store, history(file), entry)]
+    if not new and file.history and is_published(settings.store, file):
+        return done
+    with Production.open(settings, console) as production:
+        done.published = publish(production)
+        for entry in new:
+            # Another start may have learnt it while this one waited for the lease.
+            if _ended(production.store, production.versions, entry):
+                continue
+            done.endings.append(Learning(production, limits, guards, outside).take(entry))
+            done.published = publish(production)
+        done.version = production.champion.number
+    return done
+
+
+def _ended(store: Store, versions: Sequence[Version], entry: Entry) -> bool:
+    """Whether an entry was looked at as it is now."""
+    learnt = any(version.details.get("fingerprint") == entry.fingerprint for version in versions)
+    return learnt or store.exists(_ending_key(entry))
+
+
+def _ending_key(entry: Entry) -> str:
+    return f"inbox/{entry.fingerprint}.json"
+
+
+class Learning:
+    """What is done with an entry.
+
+    Args:
+        production: the model.
+        limits: of the gate.
+        guards: domains on which zero-shot ability is watched.
+        outside: let entries name data outside their own folders.
+    """
+
+    def __init__(
+        self, production: Production, limits: Limits, guards: Sequence[Domain], outside: bool
+    ) -> None:
+        self.production, self.limits, self.outside = production, limits, outside
+        self.guards = [tests_alone(guard) for guard in guards]
+        self.known = production.known(production.champion.state)
+
+    def take(self, entry: Entry) -> Ending:
+        """Learn an entry, if it can be and may be; what came of it is kept, and told beside it if it is bad.
+
+        Raises:
+            LostLease: another process has taken the model over.
+        """
+        production = self.production
+        production.console.say(f"{entry.name} ({entry.uri})")
+        try:
+            ending = self._learn(entry)
+        except InputError as error:
+            ending = _ending(entry, entry.name, "rejected", error.problems)
+        production.run.lease.check()
+        if ending.status in ("rejected", "refused"):
+            where = reject(entry, ending.said, advice=REFUSED if ending.status == "refused" else ADVICE)
+            production.console.say(f"  {ending.status}: {where} says why")
+        else:
+            clear_rejection(entry)
+        production.store.write(
+            _ending_key(entry), json.dumps(asdict(ending), indent=1, ensure_ascii=False).encode()
+        )
+        return ending
+
+    def _learn(self, entry: Entry) -> Ending:
+        production, console = self.production, self.production.console
+        arrival = validate(entry, [one.known for one in self.known], production.config.storage, self.outside)
+        stream = production.stream([arrival.domain, *self.guards], arrival.card.shots)
+        hashes = self._hash(stream, arrival)
+        recognition = recognise(
+            arrival, images_by_class(arrival.domain, hashes), [one.known for one in self.known]
+        )
+        for note in (*arrival.notes, *recognition.notes):
+            console.say(f"  {note}")
+        if recognition.same is not None:
+            return _ending(entry, arrival.domain.name, "known", recognition.notes)
+        choose(stream, production.run, console)
+        (images,), _ = encode(stream, [stream.choice], production.run, console)
+        return self._candidate(arrival, stream, images, hashes)
+
+    def _hash(self, stream: Stream, arrival: Arrival) -> dict[str, str]:
+        """SHA-256 by URI of all images of a domain, chosen or not: it has to be recognised when it comes again."""
+        samples = (*arrival.domain.train, *arrival.domain.test)
+        console = self.production.console
+        with console.stage("hash images"):
+            hashes, _ = fill_index(
+                stream.index, samples, self.production.run.id, lambda a, b: console.progress("hash", a, b)
+            )
+        return hashes
+
+    def _candidate(self, arrival: Arrival, stream: Stream, images: Images, hashes: dict[str, str]) -> Ending:
+        """Learn the domain on the champion's packs, and judge what comes of it."""
+        production, champion = self.production, self.production.champion
+        prompts = stream.prompts(arrival.domain)
+        new = KnownDomain.of(arrival.domain, images.selections[0], prompts, hashes | images.hashes)
+        (identity, *_) = pack_identities(stream, images)
+        tasks, identities = tasks_before(production, champion.state.packs, self.known)
+        tasks.append(task_of(len(tasks), new, identity))
+        name = arrival.entry.fingerprint[:32]
+        packs = learn_candidate(
+            production, stream, name, champion.state.packs, tasks, [*identities, identity]
+        )
+        learnt = read_model_file(production.run.model_store, candidate_file(name))
+        key = new.write(production.store)
+        state = State(packs, learnt[0].prompts if learnt else {}, (*champion.state.domains, key))
+        tests = [one.tests for one in (*self.known, new)]
+        judged = judge_candidate(
+            production, stream, packs, tests, self._guard_tests(stream, images), self.limits
+        )
+        print_gate(judged.gate, production.console.rich)
+        return self._end(arrival, champion, state, judged)
+
+    def _guard_tests(self, stream: Stream, images: Images) -> list[TestSet]:
+        return list(plan_tests(stream.config, images)[1:])
+
+    def _end(self, arrival: Arrival, champion: Version, state: State, judged: Judged) -> Ending:
+        """Promote the candidate, or refuse it."""
+        name, gate = arrival.domain.name, judged.gate.to_json()
+        if not judged.gate.passed:
+            self.production.run.lease.check()
+            refuse(self.production.store, champion, name, state, judged.gate.said)
+            said = tuple(check.said for check in judged.gate.blocked)
+            return _ending(arrival.entry, name, "refused", said, gate=gate)
+        details = {
+            "entry": arrival.entry.name,
+            "fingerprint": arrival.entry.fingerprint,
+            "owner": arrival.card.owner,
+            "gate": gate,
+        }
+        change = Change("learn", name, state, judged.accuracy, details)
+        version = self.production.promote(change)
+        said = (f"version {version.number}; {judged.gate.said}",)
+        return _ending(arrival.entry, name, "learnt", said, version.number, gate)
+
+
+def _ending(
+    entry: Entry,
+    domain: str,
+    status: Status,
+    said: Sequence[str],
+    version: int | None = None,
+    gate: dict[str, Any] | None = None,
+) -> Ending:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Ending(entry.name, entry.fingerprint, domain, status, tuple(said), at, version, gate)
+
+
+def load_guards(yaml: str, storage: str) -> tuple[Domain, ...]:
+    """List the domains of a run's YAML, to be tested on alone.
+
+    Raises:
+        InputError: the YAML is no run's, or its domains cannot be used.
+    """
+    config = StreamConfig.from_yaml(yaml, {"storage": storage})
+    return load_domains(config.domains, config.storage)
+
+
+def show(done: Retrained, settings: Settings, console: Console) -> None:
+    """Print what came of every entry, and what to do next."""
+    for ending in done.endings:
+        console.say(f"{ending.status:9} {ending.entry}: {ending.domain}")
+        for line in ending.said:
+            console.say(f"          {line}")
+    if done.incomplete:
+        console.say(f"not complete yet (no _READY): {', '.join(done.incomplete)}")
+    if done.waiting:
+        console.say(f"rejected or refused before, and unchanged since: {', '.join(done.waiting)}")
+    if not done.endings:
+        console.say(f"nothing new; the champion is version {done.version} of {settings.model}")
+        return
+    console.say(f"the champion is version {done.version} of {settings.model} ({settings.store.uri})")
+    console.say(
+        f"its history: python jobs/model.py show --model {settings.model} --storage {settings.storage}"
+    )
