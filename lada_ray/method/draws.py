@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+GOLDEN = (5**0.5 - 1) / 2
+
 
 def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
     """An independent stream for one purpose at one position, such as (task, step)."""
@@ -40,6 +42,14 @@ def batch_rows(seed: int, task: int, step: int, images: int, batch_size: int) ->
 def view_choice(seed: int, task: int, step: int, rows: int, views: int) -> npt.NDArray[np.int64]:
     """Which of its `views` stored views each row of the batch shows at this step, [rows]."""
     return generator(seed, "view", task, step).integers(views, size=rows)
+
+
+def replay_start(seed: int, task: int, step: int) -> float:
+    """Where a step's draw of components starts, in [0, 1): uniform over seeds, evenly spread over following steps.
+
+    Steps of the golden ratio leave no part of [0, 1) unvisited for long, so that every component's turn comes.
+    """
+    return (generator(seed, "replay", task).random() + step * GOLDEN) % 1.0
 
 
 def replay_noise(seed: int, task: int, step: int, components: int, width: int) -> npt.NDArray[np.float32]:

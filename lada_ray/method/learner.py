@@ -16,6 +16,7 @@ from torch import Tensor
 from lada_ray.method import draws
 from lada_ray.method.mixture import replay_features
 from lada_ray.method.objective import Classifier, Rows, weighted_loss_backward
+from lada_ray.method.replay import ReplayRows
 from lada_ray.method.settings import LadaSettings
 from lada_ray.method.tuner import CausalTextTower, TextTuner
 
@@ -136,7 +137,7 @@ class TaskLearner:
         return tuner if self.settings.alpha == 0 else [*tuner, self.memory]
 
     def step(self) -> float:
-        """One optimiser step on a batch of current views and one replayed feature per older component.
+        """One optimiser step on a batch of current views and one replayed feature per component that is drawn.
 
         Returns:
             The loss over the rows of all workers.
@@ -193,6 +194,8 @@ class TaskLearner:
         )
         if not self.settings.replay:
             self.components = tuple(t[:0] for t in self.components)
+        weights = self.components[2].cpu().numpy()
+        self.replay = ReplayRows(weights, self.settings.replay_rows, self.seed, self.task.position)
 
     def _place_task(self, tower: CausalTextTower | None) -> None:
         self.memory = self._tensor(self.task.memory).clone().requires_grad_(self.settings.alpha != 0)
@@ -248,14 +251,17 @@ class TaskLearner:
 
     def _replayed(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rank, workers = self.shard
-        means, variances, weights, labels = (t[rank::workers] for t in self.components)
+        drawn, factor = self.replay.draw(step)
+        own = self._tensor(drawn[rank::workers])
+        means, variances, weights, labels = (t[own] for t in self.components)
         noise = None
-        if self.settings.replay_noise and len(self.components[0]):
-            shape = self.components[0].shape
+        if self.settings.replay_noise and len(drawn):
+            shape = (len(drawn), means.shape[1])
             noise = self._tensor(
                 draws.replay_noise(self.seed, self.task.position, step, *shape)[rank::workers]
             )
-        return replay_features(means, variances, noise), labels, self.settings.replay_weight * weights
+        weights = self.settings.replay_weight * weights * self._tensor(factor[rank::workers])
+        return replay_features(means, variances, noise), labels, weights
 
     def _sum_over_workers(self, tensors: list[Tensor | None]) -> None:
         if self.all_reduce is None:

@@ -93,6 +93,10 @@ def memory_logits(unit_features: Tensor, memory: Tensor, beta: float, mask: Tens
 
 def _grouped_affinity(unit_features: Tensor, memory: Tensor, beta: float, mask: Tensor | None) -> Tensor:
     cosines = (unit_features @ memory.flatten(0, 1).T).unflatten(1, memory.shape[:2])
+    if not cosines.requires_grad:
+        # In place: beside the product itself, moving the affinities through memory is what takes the time.
+        affinities = cosines.sub_(1.0).mul_(beta).exp_()
+        return (affinities if mask is None else affinities.mul_(mask)).sum(-1)
     affinities = torch.exp(beta * (cosines - 1.0))
     if mask is not None:
         affinities = affinities * mask
