@@ -23,7 +23,7 @@ from lada_ray.errors import InputError
 from lada_ray.fit.plan import TaskPlan, TrainImages
 from lada_ray.known import KNOWN_DOMAINS, KnownDomain, read_known
 from lada_ray.model import ModelFile
-from lada_ray.pack import TaskPack
+from lada_ray.pack import Label, TaskPack
 from lada_ray.prepare import Stream, prepare
 from lada_ray.run import Json, Run
 from lada_ray.store import Store, join, open_store
@@ -171,6 +171,15 @@ class Production:
             )
         return stream
 
+    def identities(self, state: State) -> list[Json]:
+        """What identified each pack of a version when it was learnt.
+
+        Raises:
+            IntegrityError: a pack is missing or damaged.
+        """
+        metas = [TaskPack.read_meta(self.run.model_store, digest) for digest in state.packs]
+        return [{name: meta[name] for name in ("labels", "config", "samples")} for meta in metas]
+
     def promote(self, change: Change) -> Version:
         """Make a change the champion.
 
@@ -204,36 +213,37 @@ class Production:
         return {str(name): float(value) for name, value in table.iloc[-1].items()}
 
 
-def identity_of(meta: Json) -> Json:
-    """What identified a pack when it was learnt, by its pack.json."""
-    return {name: meta[name] for name in ("labels", "config", "samples")}
-
-
-def task_of(position: int, known: KnownDomain, identity: Json) -> TaskPlan:
+def task_of(position: int, known: KnownDomain, identity: Json, before: Sequence[Label] = ()) -> TaskPlan:
     """The plan by which a domain is learnt (again) from the bank.
 
     Args:
         position: number of tasks before it.
         known: its images.
         identity: of its pack.
+        before: the labels learnt before, in order; those that are learnt again keep their place.
     """
     config = identity["config"]
     shas, labels = known.trained
-    views = (
-        training_views(config["augment"], config["views"])
-        if "augment" in config
-        else training_views("none", 0)
-    )
-    part = TrainImages(known.name, shas, labels, tuple(views), known.prompts)
-    return TaskPlan(position, (part,), config.get("epochs", 1))
+    augment, views = (config["augment"], config["views"]) if "augment" in config else ("none", 0)
+    part = TrainImages(known.name, shas, labels, tuple(training_views(augment, views)), known.prompts)
+    own = [Label(*label) for label in identity["labels"]]
+    columns = None
+    if set(own) & set(before):
+        index = {label: i for i, label in enumerate(dict.fromkeys([*before, *own]))}
+        columns = tuple(index[label] for label in own)
+    return TaskPlan(position, (part,), config.get("epochs", 1), columns)
 
 
-def tasks_before(
-    production: Production, packs: Sequence[str], known: Sequence[KnownDomain]
-) -> tuple[list[TaskPlan], list[Json]]:
-    """Plan and identity of tasks that are learnt, for a learner that goes on after them."""
-    identities = [
-        identity_of(dict(TaskPack.read_meta(production.run.model_store, digest))) for digest in packs
-    ]
-    pairs = zip(known, identities, strict=True)
-    return [task_of(i, one, identity) for i, (one, identity) in enumerate(pairs)], identities
+def plan_again(known: Sequence[KnownDomain], identities: Sequence[Json]) -> list[TaskPlan]:
+    """The plans of a whole model's tasks, in order.
+
+    Args:
+        known: the images of each.
+        identities: of the packs.
+    """
+    tasks: list[TaskPlan] = []
+    labels: list[Label] = []
+    for one, identity in zip(known, identities, strict=True):
+        tasks.append(task_of(len(tasks), one, identity, labels))
+        labels = list(dict.fromkeys([*labels, *(Label(*label) for label in identity["labels"])]))
+    return tasks

@@ -37,7 +37,7 @@ from lada_ray.inbox import (
 from lada_ray.known import KnownDomain
 from lada_ray.model import read_model_file
 from lada_ray.prepare import Stream, choose, encode, pack_identities, plan_tests
-from lada_ray.production import Production, Settings, task_of, tasks_before
+from lada_ray.production import Production, Settings, plan_again
 from lada_ray.publish import is_published, publish, refuse
 from lada_ray.store import Store
 from lada_ray.versions import Change, State, Version, history, read_production
@@ -178,6 +178,9 @@ class Learning:
     def _learn(self, entry: Entry) -> Ending:
         production, console = self.production, self.production.console
         arrival = validate(entry, [one.known for one in self.known], production.config.storage, self.outside)
+        if arrival.card.extends and production.config.method.kind != "lada":
+            kind = production.config.method.kind
+            raise InputError([f"extends: a model of kind {kind} cannot learn more of a known class"])
         stream = production.stream([arrival.domain, *self.guards], arrival.card.shots)
         hashes = self._hash(stream, arrival)
         recognition = recognise(
@@ -207,12 +210,10 @@ class Learning:
         prompts = stream.prompts(arrival.domain)
         new = KnownDomain.of(arrival.domain, images.selections[0], prompts, hashes | images.hashes)
         (identity, *_) = pack_identities(stream, images)
-        tasks, identities = tasks_before(production, champion.state.packs, self.known)
-        tasks.append(task_of(len(tasks), new, identity))
+        identities = [*production.identities(champion.state), identity]
+        tasks = plan_again([*self.known, new], identities)
         name = arrival.entry.fingerprint[:32]
-        packs = learn_candidate(
-            production, stream, name, champion.state.packs, tasks, [*identities, identity]
-        )
+        packs = learn_candidate(production, stream, name, champion.state.packs, tasks, identities)
         learnt = read_model_file(production.run.model_store, candidate_file(name))
         key = new.write(production.store)
         state = State(packs, learnt[0].prompts if learnt else {}, (*champion.state.domains, key))

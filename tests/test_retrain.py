@@ -162,6 +162,24 @@ def test_the_same_images_under_another_name_are_known(storage: Path, learnt: Pat
     assert len(history(model(storage))) == 1
 
 
+def test_more_images_of_a_known_domain_extend_its_labels(storage: Path) -> None:
+    # Other noise on the same colours; of two of the three classes.
+    entry = arrive(storage / "inbox", "fruit", 0.0005, 1.0, "extends: true\n", test=3)
+    for part in ("train", "test"):
+        shutil.rmtree(entry / part / "class_1")
+    (ending,) = run(storage).endings
+    assert ending.status == "learnt"
+    loaded = lada_ray.load(str(storage / "storage" / "lada" / "model"))
+    assert [name for _, name in loaded.class_names] == ["class 0", "class 1", "class 2"]
+    assert [len(pack.labels) for pack in loaded.packs] == [3, 2]
+    newest = history(model(storage))[-1]
+    assert newest.accuracy.keys() == {"fruit"}
+    assert newest.details["gate"]["checks"][0]["n"] == 24 + 6
+    # A third task replays the components of both.
+    arrive(storage / "inbox", "flags", 0.1, 2.0)
+    assert [e.status for e in run(storage).endings] == ["learnt"]
+
+
 def test_guards_are_watched_and_never_learnt(storage: Path, tmp_path: Path) -> None:
     draw_domain(tmp_path / "toys", hue=0.2, test=8)
     guard = FolderSpec(name="toys", root=str(tmp_path / "toys")).load("")

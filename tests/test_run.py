@@ -309,10 +309,13 @@ def test_a_pack_of_all_domains_names_what_each_was_learnt_with(tiny_world: TinyW
 
 def test_the_ledger_gives_back_what_was_committed(tiny_world: TinyWorld) -> None:
     with tiny_world.run(tiny_world.config("ledger")) as (run, ledger):
-        assert (len(ledger.packs()), read_seen(ledger, ledger.packs(), 32).text.shape) == (0, (0, 32))
+        assert (len(ledger.packs()), read_seen(tiny_world.plan(), ledger, ledger.packs()).text.shape) == (
+            0,
+            (0, 32),
+        )
         commit(tiny_world, ledger, 0, 0.25)
         commit(tiny_world, ledger, 1, 0.75)
-        seen = read_seen(ledger, ledger.packs(), 32)
+        seen = read_seen(tiny_world.plan(), ledger, ledger.packs())
         assert seen.text[:, 0].tolist() == [0.25] * 3 + [0.75] * 2
         pets, wild = fitted(tiny_world, 0, 0.25), fitted(tiny_world, 1, 0.75)
         assert np.array_equal(seen.memory, np.concatenate([t.tensors["memory"] for t in (pets, wild)]))
@@ -403,7 +406,11 @@ def test_neither_name_nor_storage_of_a_run_is_in_its_packs(tiny_world: TinyWorld
             digests.append(run.packs)
         # The next start finds them learnt.
         with tiny_world.run(config) as (run, ledger):
-            assert (run.epoch, len(ledger.packs()), read_seen(ledger, ledger.packs(), 32).text.shape) == (
+            assert (
+                run.epoch,
+                len(ledger.packs()),
+                read_seen(tiny_world.plan(), ledger, ledger.packs()).text.shape,
+            ) == (
                 2,
                 2,
                 (5, 32),

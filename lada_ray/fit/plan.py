@@ -46,6 +46,8 @@ class TaskPlan:
     parts: tuple[TrainImages, ...]
     """The domains it learns: one; joint training alone takes all of them at once."""
     epochs: int
+    columns: tuple[int, ...] | None = None
+    """Index of each of its classes among all seen ones, where it learns more of known classes; None: all are new."""
 
     @property
     def name(self) -> str:

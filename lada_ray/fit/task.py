@@ -175,7 +175,7 @@ def learn_tasks(
     team = team or Team()
     text = text or load_text_side(plan)
     packs = team.agree(ledger.packs())
-    seen, parent = read_seen(ledger, packs, plan.bank.width), packs[-1] if packs else None
+    seen, parent = read_seen(plan, ledger, packs), packs[-1] if packs else None
     for task in plan.tasks[len(packs) :]:
         data = _task_data(plan, task, text)
         settings = replace(plan.settings, epochs=task.epochs)
@@ -187,7 +187,7 @@ def learn_tasks(
         fitted = _fit(plan, task, learner, ledger, team)
         if team.chief:
             parent = ledger.commit(task, fitted, parent)
-        seen = extend(seen, fitted.tensors)
+        seen = extend(seen, fitted.tensors, task.columns)
         yield parent or ""
 
 
@@ -202,6 +202,7 @@ def _task_data(plan: FitPlan, task: TaskPlan, text: TextSide | None) -> TaskData
         mask=init.mask,
         text=np.concatenate([read_text(plan.bank, part.prompts) for part in task.parts]),
         tokens=None if text is None else text.tokenizer(prompts).numpy(),
+        columns=None if task.columns is None else np.array(task.columns, np.int64),
     )
 
 
@@ -290,25 +291,40 @@ def checkpoint_key(plan: FitPlan, task: TaskPlan) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def read_seen(ledger: Ledger, packs: Sequence[str], width: int) -> Seen:
-    """The state after these packs."""
-    seen = Seen.nothing(width)
-    for digest in packs:
-        seen = extend(seen, ledger.tensors(digest))
+def read_seen(plan: FitPlan, ledger: Ledger, packs: Sequence[str]) -> Seen:
+    """The state after these packs, which are those of the plan's first tasks."""
+    seen = Seen.nothing(plan.bank.width)
+    for task, digest in zip(plan.tasks, packs, strict=False):
+        seen = extend(seen, ledger.tensors(digest), task.columns)
     return seen
 
 
-def extend(seen: Seen, pack: Mapping[str, npt.NDArray[Any]]) -> Seen:
-    """The state after one more pack: its classes follow those seen."""
+def extend(seen: Seen, pack: Mapping[str, npt.NDArray[Any]], columns: Sequence[int] | None = None) -> Seen:
+    """The state after one more pack.
+
+    Args:
+        seen: the state before.
+        pack: its tensors.
+        columns: index of each of its classes, where some were seen before; None: they follow those seen.
+    """
+    before = len(seen.text)
+    index = np.arange(before, before + len(pack["text"])) if columns is None else np.array(columns, np.int64)
     memory, mask = _stacked(seen.memory, seen.mask, pack["memory"], pack["mask"].astype(np.bool_))
+    owner = seen.owner
+    if owner is not None or columns is not None:
+        owner = np.concatenate([np.arange(before) if owner is None else owner, index])
+    text = np.zeros((max(before, index.max(initial=-1) + 1), seen.text.shape[1]), np.float32)
+    text[:before] = seen.text
+    text[index] = pack["text"]
     return Seen(
-        text=np.concatenate([seen.text, pack["text"]]),
+        text=text,
         memory=memory,
         mask=mask,
         means=np.concatenate([seen.means, pack["means"]]),
         variances=np.concatenate([seen.variances, pack["variances"]]),
         weights=np.concatenate([seen.weights, pack["weights"]]),
-        labels=np.concatenate([seen.labels, pack["labels"] + len(seen.text)]),
+        labels=np.concatenate([seen.labels, index[pack["labels"]]]),
+        owner=owner,
     )
 
 

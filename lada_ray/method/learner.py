@@ -28,11 +28,11 @@ class Seen:
     """What earlier tasks left behind, all of it frozen. C old classes, M components of their mixtures."""
 
     text: Floats
-    """Text features of the C classes, each frozen when its task ended, [C, d]."""
+    """Text features of the C classes, each frozen when its (newest) task ended, [C, d]."""
     memory: Floats
-    """[C, L, d]"""
+    """[B, L, d]: a block of vectors per class, or per class and task where tasks learnt more of a known class."""
     mask: npt.NDArray[np.bool_]
-    """Which memory vectors exist, [C, L]."""
+    """Which memory vectors exist, [B, L]."""
     means: Floats
     """Component means, raw, [M, d]."""
     variances: Floats
@@ -41,6 +41,8 @@ class Seen:
     """Mixture weights π, [M]."""
     labels: npt.NDArray[np.int64]
     """The class of each component, [M], in 0..C-1."""
+    owner: npt.NDArray[np.int64] | None = None
+    """The class of each block of memory, [B]; None: class by class."""
 
     @classmethod
     def nothing(cls, width: int) -> Seen:
@@ -75,6 +77,8 @@ class TaskData:
     """CLIP's own text features of the c classes, [c, d]."""
     tokens: npt.NDArray[np.int64] | None = None
     """Tokenised prompts, [c, context]; needed by the text tuner alone."""
+    columns: npt.NDArray[np.int64] | None = None
+    """Index of each of the c classes among all seen ones, [c], where some were learnt before; None: all are new."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class TaskLearner:
         rows, total = self._rows(self.steps_done)
         new = Classifier(leaf, self.memory, self.mask)
         loss = torch.tensor(
-            weighted_loss_backward(rows, self.old, new, self.scales, total), device=self.device
+            weighted_loss_backward(rows, self.old, new, self.scales, total, self.columns), device=self.device
         )
         self._sum_over_workers([loss, leaf.grad, self.memory.grad])
         if leaf.grad is not None:
@@ -188,7 +192,8 @@ class TaskLearner:
 
     def _place_seen(self, seen: Seen) -> None:
         text = F.normalize(self._tensor(seen.text), dim=-1)
-        self.old = Classifier(text, self._tensor(seen.memory), self._tensor(seen.mask))
+        owner = None if seen.owner is None else self._tensor(seen.owner)
+        self.old = Classifier(text, self._tensor(seen.memory), self._tensor(seen.mask), owner)
         self.components = tuple(
             self._tensor(array) for array in (seen.means, seen.variances, seen.weights, seen.labels)
         )
@@ -201,6 +206,7 @@ class TaskLearner:
         self.memory = self._tensor(self.task.memory).clone().requires_grad_(self.settings.alpha != 0)
         self.mask = self._tensor(self.task.mask)
         self.text = self._tensor(self.task.text)
+        self.columns = None if self.task.columns is None else self._tensor(self.task.columns)
         self.tower = self.tuner = None
         if self.settings.text_tuner == "none":
             return
@@ -246,7 +252,8 @@ class TaskLearner:
         views = draws.view_choice(self.seed, self.task.position, step, len(batch), self.task.views.shape[1])
         images, views = batch[rank::workers], views[rank::workers]
         features = self._tensor(self.task.views[images, views])
-        labels = self._tensor(self.task.labels[images]) + len(self.old.text)
+        labels = self._tensor(self.task.labels[images])
+        labels = labels + len(self.old.text) if self.columns is None else self.columns[labels]
         return features, labels, torch.ones(len(images), device=self.device)
 
     def _replayed(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,12 +17,15 @@ MAX_LOGITS = 2**25
 class Classifier(NamedTuple):
     """Everything frozen or trained that turns a unit feature into logits over C classes.
 
-    text: unit text features, [C, d]. memory: [C, L, d]. mask: [C, L].
+    text: unit text features, [C, d]. memory: [B, L, d], a block of vectors for each class in order. mask: [B, L].
+    owner: the class of each block, [B], where a class that was learnt in several tasks has several; its memory logit
+    is the largest of their sums. None: a block per class.
     """
 
     text: Tensor
     memory: Tensor
     mask: Tensor
+    owner: Tensor | None = None
 
 
 class Rows(NamedTuple):
@@ -38,7 +41,53 @@ def class_logits(unit_features: Tensor, classes: Classifier, tau: float, alpha: 
     logits = tau * unit_features @ classes.text.T
     if alpha == 0 or len(classes.memory) == 0:
         return logits
-    return logits + alpha * memory_logits(unit_features, classes.memory, beta, classes.mask)
+    return logits + alpha * class_memory(unit_features, classes, beta)
+
+
+def class_memory(unit_features: Tensor, classes: Classifier, beta: float) -> Tensor:
+    """memory_j(z), the largest over a class's blocks, [N, C]."""
+    sums = memory_logits(unit_features, classes.memory, beta, classes.mask)
+    if classes.owner is None:
+        return sums
+    largest = sums.new_full((len(sums), len(classes.text)), -torch.inf)
+    return largest.scatter_reduce(1, classes.owner.expand(len(sums), -1), sums, "amax")
+
+
+def task_logits(
+    unit_features: Tensor,
+    old: Classifier,
+    new: Classifier,
+    scales: tuple[float, float, float],
+    columns: Tensor | None = None,
+) -> Tensor:
+    """Logits over all seen classes while a task is learnt; gradients reach `new` alone.
+
+    Args:
+        unit_features: [N, d].
+        old: the frozen classes of earlier tasks.
+        new: the task's c classes.
+        scales: (τ, α, β).
+        columns: index of each of the task's classes among all, [c]: one that was learnt before keeps its own, has the
+            task's text feature, and the larger of its old and new memory logits. None: all are new.
+
+    Returns:
+        [N, C + number of new classes].
+    """
+    tau, alpha, beta = scales
+    with torch.no_grad():
+        frozen = class_logits(unit_features, old, tau, alpha, beta)
+    if columns is None:
+        return torch.cat([frozen, class_logits(unit_features, new, tau, alpha, beta)], dim=1)
+    own = tau * unit_features @ new.text.T
+    before = columns < len(old.text)
+    if alpha != 0:
+        memory = class_memory(unit_features, new, beta)
+        with torch.no_grad():
+            floor = torch.full_like(memory, -torch.inf)
+            floor[:, before] = class_memory(unit_features, old, beta)[:, columns[before]]
+        own = own + alpha * torch.maximum(memory, floor)
+    room = frozen.new_zeros(len(frozen), int((~before).sum()))
+    return torch.cat([frozen, room], dim=1).index_copy(1, columns, own)
 
 
 def weighted_loss_backward(
@@ -47,6 +96,7 @@ def weighted_loss_backward(
     new: Classifier,
     scales: tuple[float, float, float],
     total_rows: int,
+    columns: Tensor | None = None,
 ) -> float:
     """The objective of a step, and its gradient added to the leaves `new.text` and `new.memory`.
 
@@ -60,11 +110,11 @@ def weighted_loss_backward(
         new: the current task's classes; text and memory are leaves that require gradients.
         scales: (τ, α, β).
         total_rows: rows of this step over all workers.
+        columns: as of `task_logits`.
 
     Returns:
         This worker's share of the loss.
     """
-    tau, alpha, beta = scales
     width = len(old.text) + len(new.text) * (1 + new.memory.shape[1])
     # A worker without rows (more workers than rows) still shares gradients with the others: of zeros.
     for leaf in (new.text, new.memory):
@@ -75,9 +125,7 @@ def weighted_loss_backward(
         return loss
     for part in torch.arange(len(rows.features)).split(max(1, MAX_LOGITS // max(1, width))):
         features, labels, weights = (t[part[0] : part[-1] + 1] for t in rows)
-        with torch.no_grad():
-            frozen = class_logits(features, old, tau, alpha, beta)
-        logits = torch.cat([frozen, class_logits(features, new, tau, alpha, beta)], dim=1)
+        logits = task_logits(features, old, new, scales, columns)
         share = (weights * F.cross_entropy(logits, labels, reduction="none")).sum() / total_rows
         share.backward()
         loss += share.item()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+import torch.nn.functional as F
 
 from lada_ray.errors import IntegrityError
 from lada_ray.features.bank import FeatureBank
@@ -28,8 +30,11 @@ from lada_ray.fit.task import (
     learn_tasks,
     pack_tensors,
 )
+from lada_ray.head import Prediction, make_head
 from lada_ray.method.learner import Learnt, Seen
+from lada_ray.method.objective import Classifier, class_logits
 from lada_ray.model import cached_pack
+from lada_ray.pack import TaskPack
 from lada_ray.prepare import plan_tasks
 from lada_ray.store import join, open_store
 
@@ -303,19 +308,59 @@ def test_joint_training_on_one_domain_is_lada(tiny_world: TinyWorld, undisturbed
     assert same(ledger.fitted[0], undisturbed[0])
 
 
-def test_extend_appends_classes_and_pads_memory() -> None:
-    def pack(classes: int, length: int, value: float) -> Tensors:
-        memory = np.full((classes, length, 2), value, np.float32)
-        ones = np.ones(classes, np.float32)
-        mixtures = Mixtures(memory[:, 0], ones * value, ones, np.arange(classes))
-        return pack_tensors(Learnt(memory[:, 0], memory), np.ones((classes, length), np.bool_), mixtures)
+def small_pack(classes: int, length: int, value: float) -> Tensors:
+    memory = np.full((classes, length, 2), value, np.float32)
+    ones = np.ones(classes, np.float32)
+    mixtures = Mixtures(memory[:, 0], ones * value, ones, np.arange(classes))
+    return pack_tensors(Learnt(memory[:, 0], memory), np.ones((classes, length), np.bool_), mixtures)
 
-    seen = extend(extend(Seen.nothing(2), pack(2, 1, 1.0)), pack(1, 3, 2.0))
+
+def test_extend_appends_classes_and_pads_memory() -> None:
+    seen = extend(extend(Seen.nothing(2), small_pack(2, 1, 1.0)), small_pack(1, 3, 2.0))
     assert seen.text[:, 0].tolist() == [1, 1, 2]
     assert seen.memory[..., 0].tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
     assert seen.mask.tolist() == [[True, False, False]] * 2 + [[True] * 3]
     assert seen.labels.tolist() == [0, 1, 2]
     assert seen.variances.tolist() == [1, 1, 2]
+    assert seen.owner is None
+
+
+def test_extend_keeps_the_place_of_classes_that_are_learnt_again() -> None:
+    seen = extend(Seen.nothing(2), small_pack(2, 1, 1.0))
+    seen = extend(seen, small_pack(2, 1, 2.0), columns=(1, 2))
+    seen = extend(seen, small_pack(1, 1, 3.0))
+    assert seen.text[:, 0].tolist() == [1, 2, 2, 3]
+    assert seen.memory[:, 0, 0].tolist() == [1, 1, 2, 2, 3]
+    assert seen.owner is not None
+    assert seen.owner.tolist() == [0, 1, 1, 2, 3]
+    assert seen.labels.tolist() == [0, 1, 1, 2, 3]
+
+
+def test_what_is_trained_on_is_what_predicts_when_a_class_is_learnt_again() -> None:
+    rng = np.random.default_rng(0)
+    names = ("a", "b"), ("b", "c"), ("d",)
+
+    def pack(classes: tuple[str, ...]) -> TaskPack:
+        c, f32 = len(classes), np.float32
+        memory, ones = rng.normal(size=(c, 2, 4)).astype(f32), np.ones(c, f32)
+        mixtures = Mixtures(memory[:, 0], ones, ones, np.arange(c))
+        learnt = Learnt(rng.normal(size=(c, 4)).astype(f32), memory)
+        identity = {"labels": [("pets", name) for name in classes], "config": {}, "samples": []}
+        return TaskPack.build(identity, None, pack_tensors(learnt, np.ones((c, 2), np.bool_), mixtures))
+
+    packs = [pack(classes) for classes in names]
+    seen = Seen.nothing(4)
+    for one, columns in zip(packs, (None, (1, 2), None), strict=True):
+        seen = extend(seen, one.tensors, columns)
+    assert seen.owner is not None
+    unit = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    text = F.normalize(torch.tensor(seen.text), dim=-1)
+    old = Classifier(text, *(torch.tensor(array) for array in (seen.memory, seen.mask, seen.owner)))
+    head = make_head(packs, Prediction(20.0, 1.5, 2.0, "gated"), 4)
+    assert [name for _, name in head.labels] == ["a", "b", "c", "d"]
+    np.testing.assert_allclose(
+        class_logits(unit, old, 20.0, 1.5, 2.0).numpy(), head.logits(unit.numpy()), rtol=1e-5
+    )
 
 
 def learn_with(world: TinyWorld, workers: int, storage: str) -> tuple[str, tuple[str, ...]]:

@@ -335,7 +335,7 @@ def test_frozen_things_have_no_gradient(tower: CausalTextTower, task: TaskData, 
     before = [p.clone() for p in tower.parameters()]
     learner.step()
     frozen = [*tower.parameters(), *learner.old, *learner.components, learner.text]
-    assert not any(t.requires_grad or t.grad is not None for t in frozen)
+    assert not any(t is not None and (t.requires_grad or t.grad is not None) for t in frozen)
     assert all(map(torch.equal, before, tower.parameters()))
     assert set(gradients_of(learner)) == set(parameters_of(learner))
 
@@ -392,7 +392,8 @@ def after(seen: Seen, task: TaskData, learnt: Learnt, views: np.ndarray, labels:
     )
     if offset == 0:
         return new
-    return Seen(*(np.concatenate([getattr(seen, f), getattr(new, f)]) for f in Seen.__dataclass_fields__))
+    arrays = [name for name in Seen.__dataclass_fields__ if name != "owner"]
+    return Seen(*(np.concatenate([getattr(seen, name), getattr(new, name)]) for name in arrays))
 
 
 def accuracy(seen: Seen, settings: LadaSettings, seed: int) -> list[float]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lada_ray.method import objective
-from lada_ray.method.objective import Classifier, Rows, class_logits, weighted_loss_backward
+from lada_ray.method.objective import Classifier, Rows, class_logits, task_logits, weighted_loss_backward
 
 SCALES = (20.0, 1.3, 2.5)
 WIDTH = 6
@@ -123,7 +123,7 @@ def test_frozen_parts_get_no_gradient() -> None:
     weighted_loss_backward(rows, old, new, SCALES, 11)
     assert new.text.grad is None
     assert new.memory.grad is not None
-    assert not any(t.requires_grad or t.grad is not None for t in (*old, rows.features))
+    assert not any(t.requires_grad or t.grad is not None for t in (*old[:3], rows.features))
 
 
 def test_logits_by_hand() -> None:
@@ -136,3 +136,47 @@ def test_logits_by_hand() -> None:
     expected = [[10 * 0.6 + 2 * (1 + math.exp(-0.5)), 2 * math.exp(-1)]]
     torch.testing.assert_close(class_logits(z, classes, 10.0, 2.0, 1.0), torch.tensor(expected))
     torch.testing.assert_close(class_logits(z, classes, 10.0, 0.0, 1.0), torch.tensor([[6.0, 0.0]]))
+
+
+def test_a_class_learnt_again_keeps_its_column_and_its_larger_memory() -> None:
+    torch.manual_seed(3)
+    z = F.normalize(torch.randn(5, 4), dim=-1)
+    tau, alpha, beta = 3.0, 2.0, 1.5
+    text, memory = F.normalize(torch.randn(2, 4), dim=-1), torch.randn(3, 2, 4)
+    # Class 0 has two blocks already; the task learns class 1 again, and a new one.
+    old = Classifier(text, memory, torch.ones(3, 2, dtype=torch.bool), torch.tensor([0, 1, 0]))
+    new = Classifier(
+        F.normalize(torch.randn(2, 4), dim=-1).requires_grad_(),
+        torch.randn(2, 2, 4, requires_grad=True),
+        torch.ones(2, 2, dtype=torch.bool),
+    )
+    sums = torch.exp(beta * (torch.einsum("nd,bld->nbl", z, memory) - 1)).sum(-1)
+    fresh = torch.exp(beta * (torch.einsum("nd,bld->nbl", z, new.memory) - 1)).sum(-1)
+    expected = torch.stack(
+        [
+            tau * z @ text[0] + alpha * torch.maximum(sums[:, 0], sums[:, 2]),
+            tau * z @ new.text[0] + alpha * torch.maximum(sums[:, 1], fresh[:, 0]),
+            tau * z @ new.text[1] + alpha * fresh[:, 1],
+        ],
+        dim=1,
+    )
+    columns = torch.tensor([1, 2])
+    found = task_logits(z, old, new, (tau, alpha, beta), columns)
+    torch.testing.assert_close(found, expected)
+    leaves = [new.text, new.memory]
+    for ours, theirs in zip(
+        torch.autograd.grad(found.logsumexp(1).sum(), leaves),
+        torch.autograd.grad(expected.logsumexp(1).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    without = task_logits(z, old, new, (tau, 0.0, beta), columns)
+    torch.testing.assert_close(without[:, 1], (tau * z @ new.text[0]))
+
+
+def test_columns_in_order_are_as_no_columns() -> None:
+    rows, old, new = make()
+    columns = torch.arange(len(old.text), len(old.text) + len(new.text))
+    torch.testing.assert_close(
+        task_logits(rows.features, old, new, SCALES, columns), task_logits(rows.features, old, new, SCALES)
+    )
