@@ -14,7 +14,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from jobs.retrain import Flags
 from lada_ray import StreamConfig
+from lada_ray.command_line import parse_flags
 from lada_ray.config import ResourceConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +188,7 @@ def test_the_manifests_keep_rules_that_kuberay_checks_late() -> None:
     assert (job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"], job["backoffLimit"]) == (
         600,
         21600,
-        1,
+        0,
     )
     assert cluster["authOptions"] == {"mode": "token", "secretName": "lada-ray-auth"}
     assert "lada-ray-auth --from-literal=auth_token=" in (ROOT / "deploy/README.md").read_text()
@@ -249,6 +251,12 @@ def test_all_schedulers_run_the_same_command() -> None:
     assert given["crontab"] == given["README.md"] == ["python", "jobs/retrain.py", *given["rayjob.yaml"][3:]]
     assert given["rayjob.yaml"][3:9] == RETRAIN
     assert f"python jobs/retrain.py {' '.join(RETRAIN)}\n" in (ROOT / "deploy/README.md").read_text()
+
+
+def test_the_job_takes_the_command() -> None:
+    flags = parse_flags(entrypoints()["rayjob.yaml"][3:], Flags)
+    assert (flags.model, flags.inbox, flags.storage) == ("lada", "s3://BUCKET/inbox", "s3://BUCKET/lada")
+    assert (flags.resources.encoders, flags.resources.cpus_per_train_worker) == (4, 6)
 
 
 def test_the_crontab_has_one_line_with_five_times() -> None:
