@@ -2,13 +2,15 @@
 
 python jobs/predict.py --model runs/demo/model --images photos --out predicted
 python jobs/predict.py --model models:/lada@champion --images s3://bucket/photos --out s3://bucket/predicted --top_k 3
-python jobs/predict.py --model runs/demo/model --images photos --out predicted --classes zebra,okapi --unknown_below 0.5
+python jobs/predict.py --model runs/demo/model --images photos --out predicted --classes zebra,okapi --unknown 0.5
 """
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -34,8 +36,10 @@ class Flags(BaseModel):
     """Names of classes that the model has not learnt, to be recognised too, by name alone."""
     top_k: int = Field(default=1, ge=1)
     """Classes to tell for each image, best first; above 1, in the columns domains, classes and scores."""
-    unknown_below: float | None = Field(default=None, gt=0, le=1)
+    unknown: float | None = Field(default=None, gt=0, le=1)
     """Flag images whose score is lower as unknown (null: no such column)."""
+    suggest: str | None = None
+    """Inbox, a folder or s3:// or gs:// prefix: write the images that the model does not know there, to be labelled."""
     encoders: int | None = Field(default=None, ge=1)
     """Encoder actors (null: one per GPU, or what the CPUs allow)."""
     gpus_per_encoder: float | None = Field(default=None, ge=0)
@@ -51,6 +55,11 @@ class Flags(BaseModel):
         if value is None or not value.strip():
             raise ValueError("must be given")
         return value
+
+    @field_validator("suggest")
+    @classmethod
+    def _inbox(cls, value: str | None) -> str | None:
+        return value and absolute(value)
 
     @field_validator("images")
     @classmethod
@@ -73,23 +82,28 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     # What schedulers send: end like on Ctrl-C, with the lease released.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    given = sys.argv[1:] if argv is None else argv
     try:
-        flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        return run(flags, Console())
+        return run(parse_flags(given, Flags, __doc__ or ""), Console(), given)
     except LadaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
+        # --fresh again would start over again.
+        again = [word for word in given if word != "--fresh"]
+        print(f"stopped; this goes on where it was:\n  {command(again)}", file=sys.stderr)
         return 130
 
 
-def run(flags: Flags, console: Console) -> int:
-    """Do what was asked for; returns the exit code."""
+def run(flags: Flags, console: Console, given: Sequence[str]) -> int:
+    """Do what was asked for, on a command line with these words; returns the exit code."""
     # Imported when the command line is known to be good: it takes seconds.
-    from lada_ray.predict import Options, predict_folder, show
+    from lada_ray.prediction.asked import Options
+    from lada_ray.prediction.predict import predict_folder
+    from lada_ray.prediction.suggest import say_suggestion, suggest
+    from lada_ray.prediction.summary import show
 
-    options = Options(flags.classes, flags.top_k, flags.unknown_below)
+    options = Options(flags.classes, flags.top_k, flags.unknown)
     resources = ResourceConfig(
         encoders=flags.encoders,
         gpus_per_encoder=flags.gpus_per_encoder,
@@ -99,8 +113,19 @@ def run(flags: Flags, console: Console) -> int:
     result = predict_folder(
         str(flags.model), str(flags.images), str(flags.out), options, resources, flags.fresh, console
     )
-    show(result, console)
+    show(result.folder, result.summary, bool(result.new), console)
+    console.say(f"predictions:\n  {result.parts}")
+    if flags.suggest:
+        say_suggestion(suggest(result.folder, result.summary, flags.suggest), console)
+    elif result.summary["drift"] and result.summary["drift"]["new"]:
+        again = [word for word in given if word != "--fresh"]
+        console.say(f"have its images labelled:\n  {command([*again, '--suggest', 'INBOX'])}")
     return 0
+
+
+def command(words: Sequence[str]) -> str:
+    """This job's command line with other arguments."""
+    return shlex.join(["python", sys.argv[0], *words])
 
 
 if __name__ == "__main__":

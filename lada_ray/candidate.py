@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from lada_ray.calibrate import calibrate
 from lada_ray.cluster import result
 from lada_ray.domains.base import Domain
 from lada_ray.evaluate import TASK_CPUS, Evaluation, TestSet, correct_images, load_tests
-from lada_ray.fit.plan import TaskPlan
+from lada_ray.fit.plan import FitPlan, TaskPlan
 from lada_ray.fit.task import TrainResources
 from lada_ray.gate import Bools, Gate, Limits, Role, Scores, judge
 from lada_ray.prepare import Stream, fit_all_classes, plan_fit
@@ -55,22 +57,30 @@ def learn_candidate(
     """
     run, console = production.run, production.console
     open_candidate(run.model_store, candidate_file(name), production.file, before)
-    watch = Watcher()
-    ledger = RunLedger(run.store.uri, run.epoch, tuple(identities), watch, candidate_file(name))
-    packs = ledger.packs()
-    if len(packs) == len(tasks):
-        return packs
-    fit_all_classes(stream, tasks[len(packs) :], console)
-    r = stream.resources
-    resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
-    train_name = f"epoch-{run.epoch}-{PurePosixPath(name).name}"
+    ledger = RunLedger(run.store.uri, run.epoch, tuple(identities), file=candidate_file(name))
     plan = plan_fit(stream, tuple(tasks))
-    training = Background(plan, ledger, resources, join(run.store.uri, "train"), train_name)
-    while len(packs) < len(tasks):
+    packs = ledger.packs()
+    if len(packs) < len(tasks):
+        packs = _learn(production, stream, plan, ledger, f"epoch-{run.epoch}-{PurePosixPath(name).name}")
+    with console.stage("calibrate"):
+        calibrate(plan, run.model_store.uri, packs, partial(console.progress, "calibrating"))
+    run.tidy()
+    return packs
+
+
+def _learn(
+    production: Production, stream: Stream, plan: FitPlan, ledger: RunLedger, name: str
+) -> tuple[str, ...]:
+    """Learn what is not committed yet, in a Train run of this name; returns all packs."""
+    run, console, r, packs = production.run, production.console, stream.resources, ledger.packs()
+    fit_all_classes(stream, plan.tasks[len(packs) :], console)
+    watch = Watcher()
+    resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
+    training = Background(plan, replace(ledger, watch=watch), resources, join(run.store.uri, "train"), name)
+    while len(packs) < len(plan.tasks):
         packs = training.next_packs(len(packs), run.lease, watch, console)
     with console.stage("stop training"):
         training.join()
-    run.tidy()
     return packs
 
 

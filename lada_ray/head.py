@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lada_ray.method import fusion, rail
+from lada_ray.method.calibration import probabilities
 from lada_ray.method.memory import memory_logits
 from lada_ray.method.ncm import prototype_logits
 from lada_ray.method.settings import FIXED
@@ -41,12 +42,21 @@ class Head:
         packs: in order of learning.
         prediction: τ, and what the learner needs.
         width: d, for a model without packs.
+        temperatures: T_seen and T_unseen (`calibration.py`), of `scores` alone; what is predicted does not depend on
+            them.
     """
 
     fusion: fusion.Fusion = "additive"
 
-    def __init__(self, packs: Sequence[TaskPack], prediction: Prediction, width: int) -> None:
+    def __init__(
+        self,
+        packs: Sequence[TaskPack],
+        prediction: Prediction,
+        width: int,
+        temperatures: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
         self.packs, self.prediction, self.width = list(packs), prediction, width
+        self.temperatures = temperatures
         self.labels: list[Label] = list(dict.fromkeys(label for pack in packs for label in pack.labels))
         index = {label: i for i, label in enumerate(self.labels)}
         self.rows = [np.array([index[label] for label in pack.labels], np.int64) for pack in packs]
@@ -84,33 +94,38 @@ class Head:
         """See `LadaModel.predict_features`; done in chunks of `ROWS` images."""
         chosen = [np.zeros(0, np.int64)]
         for start in range(0, len(features), ROWS):
-            chosen.append(self.predict_scored(features[start : start + ROWS], unseen_text)[0])
+            chosen.append(self.decide(features[start : start + ROWS], unseen_text)[0])
         return np.concatenate(chosen)
 
-    @torch.inference_mode()
     def predict_scored(
         self, features: Floats, unseen_text: Floats | None = None
     ) -> tuple[npt.NDArray[np.int64], Floats]:
         """Predicted classes [N], and how sure each is (`scores`), [N]."""
+        chosen, logits = self.decide(features, unseen_text)
+        return chosen, self.scores(logits, chosen)[np.arange(len(chosen)), chosen]
+
+    @torch.inference_mode()
+    def decide(
+        self, features: Floats, unseen_text: Floats | None = None
+    ) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Predicted classes [N], and the `logits` that they were chosen by, [N, C + U]."""
         unit, text = self._text_logits(features, unseen_text)
         logits = self.combined(unit, text)
-        chosen = fusion.predict(text, logits, len(self.labels), self.fusion).numpy()
-        return chosen, self.scores(logits.numpy(), chosen)
+        return fusion.predict(text, logits, len(self.labels), self.fusion).numpy(), logits.numpy()
 
     def scores(self, logits: Floats, chosen: npt.NDArray[np.int64]) -> Floats:
-        """How sure each of the chosen classes is, [N], in 0..1: the softmax of `logits`, gated among its side alone.
+        """How sure each class is, [N, C + U], in 0..1 (`method.calibration.probabilities`).
+
+        The softmax of `logits` at the temperature of the chosen side of the gate, among that side's classes; without a
+        gate among all of them.
 
         Args:
             logits: what `combined` gives, [N, C + U].
             chosen: index of the chosen class of each image, [N].
         """
-        masked = logits.astype(np.float64)
-        if self.fusion == "gated":
-            is_seen = np.arange(logits.shape[1]) < len(self.labels)
-            masked[is_seen[None, :] != (chosen < len(self.labels))[:, None]] = -np.inf
-        masked -= masked.max(axis=1, keepdims=True)
-        probability = np.exp(masked)
-        return (probability[np.arange(len(chosen)), chosen] / probability.sum(axis=1)).astype(np.float32)
+        seen = len(self.labels)
+        on_seen = torch.as_tensor(chosen < seen) if self.fusion == "gated" else None
+        return probabilities(torch.as_tensor(logits), on_seen, seen, self.temperatures).numpy()
 
     def _text_logits(self, features: Floats, unseen_text: Floats | None) -> tuple[Tensor, Tensor]:
         """Unit features [N, d], and text logits over seen, then unseen classes, [N, C + U]."""
@@ -187,7 +202,7 @@ class RailHead(Head):
 
     def scores(self, logits: Floats, chosen: npt.NDArray[np.int64]) -> Floats:
         """See Head: the mixture itself, cut to 0..1, which regressed values leave now and then."""
-        return logits[np.arange(len(chosen)), chosen].clip(0, 1)
+        return logits.clip(0, 1)
 
 
 class RailPrimalHead(RailHead):
@@ -228,6 +243,11 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def make_head(packs: Sequence[TaskPack], prediction: Prediction, width: int) -> Head:
-    """The head of the learner that the packs come from."""
-    return HEADS[prediction.kind](packs, prediction, width)
+def make_head(
+    packs: Sequence[TaskPack],
+    prediction: Prediction,
+    width: int,
+    temperatures: tuple[float, float] = (1.0, 1.0),
+) -> Head:
+    """The head of the learner that the packs come from; arguments as of `Head`."""
+    return HEADS[prediction.kind](packs, prediction, width, temperatures)

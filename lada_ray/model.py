@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lada_ray.calibration import Calibration, read_calibration, write_calibration
 from lada_ray.domains.base import read_bytes
 from lada_ray.encoder import Encoder, EncoderSpec, load_encoder
 from lada_ray.encoder.resolve import weights_file
@@ -153,12 +155,24 @@ class LadaModel:
         file: the content of model.json.
         packs: the packs it names.
         encoder: loaded when first needed, unless given.
+        calibration: of the packs; None: they are not calibrated.
+
+    Attributes:
+        calibration: temperatures of scores, and what tells outliers; its `problem` says if it is missing.
     """
 
-    def __init__(self, file: ModelFile, packs: Sequence[TaskPack], encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        packs: Sequence[TaskPack],
+        encoder: Encoder | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.file, self.packs, self._encoder = file, list(packs), encoder
+        self.calibration = calibration or Calibration((None,) * len(self.packs))
         self.spec = EncoderSpec.from_json(file.encoder["spec"])
-        self.head = make_head(self.packs, file.prediction, self.spec.architecture["embed_dim"])
+        width = self.spec.architecture["embed_dim"]
+        self.head = make_head(self.packs, file.prediction, width, self.calibration.temperatures)
 
     @classmethod
     def load(cls, path_or_uri: str | Path) -> LadaModel:
@@ -166,7 +180,7 @@ class LadaModel:
 
         Raises:
             FileNotFoundError: there is no model.
-            IntegrityError: a pack is missing, cut short or changed.
+            IntegrityError: a pack is missing, cut short or changed; or a pack's calibration is damaged.
         """
         store = open_store(path_or_uri)
         found = read_model_file(store)
@@ -180,13 +194,14 @@ class LadaModel:
                 raise IntegrityError(
                     f"{store.uri}: pack {pack.digest[:12]} does not follow the pack before it"
                 )
-        return cls(_with_own_encoder(file, store), packs)
+        return cls(_with_own_encoder(file, store), packs, calibration=read_calibration(store, file.packs))
 
     def save(self, path: str | Path) -> None:
-        """Write the model to a folder (or URI) that needs nothing else: packs, model.json, local encoder weights."""
+        """Write the model to a folder (or URI) that needs nothing else: packs, their calibration, local weights."""
         store = open_store(path)
         for pack in self.packs:
             pack.write(store)
+        write_calibration(store, self.file.packs, self.calibration)
         encoder = dict(self.file.encoder)
         if self.spec.local_weights is not None or is_remote(self.spec.pretrained):
             weights = weights_file(self.spec)
@@ -258,8 +273,9 @@ class LadaModel:
 
         Returns:
             A row per image: `domain` (None for an extra class), `class`, and `score`, in 0..1: the softmax of the
-            logits, among the classes on the chosen side where a gate decides (`predict_features`); of RAIL its
-            mixture of probability and regression, which is no probability.
+            logits, among the classes on the chosen side where a gate decides (`predict_features`), at the temperature
+            that was fitted for that side; of RAIL its mixture of probability and regression, which is no probability.
+            A warning (UserWarning) says if the packs are not calibrated.
 
         Raises:
             InputError: naming every image that cannot be read, or if there is no class to choose from.
@@ -270,10 +286,11 @@ class LadaModel:
             raise InputError(
                 ["extra_classes: give a list of names, such as ['zebra crossing']"], "Nothing predicted"
             )
-        unseen = self._text([str(name) for name in extra_classes]) if extra_classes else None
+        unseen = self.encode_classes([str(name) for name in extra_classes]) if extra_classes else None
         names = [*self.head.labels, *((None, name) for name in extra_classes)]
         if not names:
             raise InputError(["nothing is learnt yet: give extra_classes"], "Nothing to predict")
+        self.warn_uncalibrated()
         rows, problems = [], []
         for start, some in _chunks(images, IMAGES):
             pixels, unread = self._pixels(some, start)
@@ -296,6 +313,16 @@ class LadaModel:
             raise InputError(problems, UNREAD)
         return self.encoder.encode_pixels(pixels)
 
+    def encode_classes(self, class_names: Sequence[str]) -> Floats:
+        """CLIP's own text features of U classes by name, with the model's prompt, raw, [U, d]."""
+        prompts = [self.file.encoder["prompt"].replace("{}", name.replace("_", " ")) for name in class_names]
+        return self.encoder.encode_text(prompts)
+
+    def warn_uncalibrated(self) -> None:
+        """Warn (UserWarning) that scores are not calibrated, if so."""
+        if self.calibration.problem:
+            warnings.warn(self.calibration.problem, stacklevel=3)
+
     def _pixels(self, images: Iterable[AnyImage], start: int = 0) -> tuple[Pixels, list[str]]:
         """Pixels [N, size, size, 3], and a line for each image that cannot be read."""
         pixels, problems = [np.zeros((0, *(self.spec.preprocess.size,) * 2, 3), np.uint8)], []
@@ -307,10 +334,6 @@ class LadaModel:
                 name = image if isinstance(image, (str, Path)) else type(image).__name__
                 problems.append(f"image {i} ({name}): {error}")
         return np.concatenate(pixels), problems
-
-    def _text(self, class_names: Sequence[str]) -> Floats:
-        prompts = [self.file.encoder["prompt"].replace("{}", name.replace("_", " ")) for name in class_names]
-        return self.encoder.encode_text(prompts)
 
 
 def _chunks(images: Iterable[AnyImage], size: int) -> Iterator[tuple[int, list[AnyImage]]]:

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lada_ray.calibration import read_calibration
 from lada_ray.cluster import join_cluster, result
 from lada_ray.model import LadaModel, ModelFile, cached_pack
 from lada_ray.production import Production
-from lada_ray.store import Store
+from lada_ray.store import Store, open_store
 from lada_ray.tracking import PublishedVersion, client_environment, project
 from lada_ray.tracking.connection import environment
 from lada_ray.versions import State, Version, history
@@ -115,7 +116,8 @@ def load_state(model_uri: str, file: ModelFile, state: State) -> LadaModel:
         IntegrityError: a pack is missing (forgotten, perhaps) or changed.
     """
     packs = [cached_pack(model_uri, digest) for digest in state.packs]
-    return LadaModel(replace(file, packs=state.packs, prompts=state.prompts, history=()), packs)
+    file = replace(file, packs=state.packs, prompts=state.prompts, history=())
+    return LadaModel(file, packs, calibration=read_calibration(open_store(model_uri), state.packs))
 
 
 def _wanted(

@@ -63,6 +63,7 @@ class Service:
     def __init__(self, model: LadaModel, limits: Limits | None = None) -> None:
         self.model, self.limits = model, limits or Limits()
         self._encoder = model.encoder
+        model.warn_uncalibrated()
         self._text = lru_cache(REMEMBERED)(self._encode_names)
         self._lock = threading.Lock()
 
@@ -167,7 +168,7 @@ class Service:
         raise BadImage(f"not the bytes of an image, nor base64 of them, but {type(image).__name__}")
 
     def _encode_names(self, names: tuple[str, ...]) -> Floats:
-        return self.model._text(names)
+        return self.model.encode_classes(names)
 
 
 def ranking(
@@ -184,12 +185,9 @@ def ranking(
     Returns:
         N lists; the index counts `head.labels`, then the unseen classes, and the first is that of `predict_scored`.
     """
-    chosen, score = head.predict_scored(features, unseen_text)
-    if top_k == 1:
-        return [[(int(j), float(one))] for j, one in zip(chosen, score, strict=True)]
-    logits = head.logits(features, unseen_text)
+    chosen, logits = head.decide(features, unseen_text)
     order = _order(logits, chosen, len(head.labels), head.fusion == "gated")[:, :top_k]
-    scores = np.stack([head.scores(logits, column) for column in order.T], axis=1)
+    scores = np.take_along_axis(head.scores(logits, chosen), order, axis=1)
     return [
         [(int(j), float(one)) for j, one in zip(*row, strict=True) if j >= 0]
         for row in zip(order, scores, strict=True)

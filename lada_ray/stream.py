@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from lada_ray.calibrate import calibrate
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
 from lada_ray.domains.base import ALL_DOMAINS
@@ -90,12 +92,15 @@ def learn_and_test(
     write_tests(run.store, evaluator.evaluation.tests)
     keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
     rows = [evaluator.row([], "zero-shot")]
-    for domain, packs in learn(stream, run, images, plan_fit(stream, tasks), evaluator, tracker, console):
+    plan = plan_fit(stream, tasks)
+    for domain, packs in learn(stream, run, images, plan, evaluator, tracker, console):
         rows.append(evaluator.row(packs, domain))
         if len(packs) > learnt_before:
             run.store.write("accuracy_matrix.csv", accuracy_table(rows[1:]).to_csv().encode())
             console.say(progress_line(rows, len(tasks)))
         tracker.sync()
+    with console.stage("calibrate"):
+        calibrate(plan, run.model_store.uri, run.packs, partial(console.progress, "calibrating"))
 
     fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
     busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}

@@ -366,7 +366,8 @@ def test_nodes_run_the_tested_versions_and_share_a_token() -> None:
     folder = "/home/ray/lada_ray"
     assert config["setup_commands"] == [f"pip install --quiet --constraint {folder}/constraints.txt {folder}"]
     # What the package is built from, and nothing that is not in a checkout but the token.
-    project = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "lada_ray", "jobs", "configs"}
+    project = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "lada_ray", "jobs"}
+    project |= {"configs", "tune_spaces"}
     assert {remote.removeprefix(f"{folder}/") for remote in mounts} == project | {"auth_token"}
     assert {local for local in mounts.values() if (ROOT / local).exists()} == project
     options = dict(option.removeprefix("-e ").split("=", 1) for option in config["docker"]["run_options"])

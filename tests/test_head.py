@@ -78,6 +78,27 @@ def test_a_label_in_two_packs_has_the_better_memory_and_the_newest_text() -> Non
     np.testing.assert_allclose(head.logits(FEATURES), expected, rtol=2e-5, atol=1e-5)
 
 
+def test_temperatures_change_scores_by_side_of_the_gate_and_nothing_else() -> None:
+    packs = [make_pack([X, Y]), make_pack([Z], seed=1)]
+    plain, warm = (make_head(packs, PREDICTION, D, temperatures) for temperatures in ((1.0, 1.0), (2.0, 5.0)))
+    logits = plain.logits(FEATURES, UNSEEN)
+    chosen, scores = warm.predict_scored(FEATURES, UNSEEN)
+    assert chosen.tolist() == plain.predict(FEATURES, UNSEEN).tolist()
+    seen = chosen < 3
+    assert seen.any()
+    assert not seen.all()
+    sure = np.where(seen, softmax(logits[:, :3] / 2).max(axis=1), softmax(logits[:, 3:] / 5).max(axis=1))
+    np.testing.assert_allclose(scores, sure, rtol=1e-4)
+    every = warm.scores(logits, chosen)
+    np.testing.assert_allclose(every.sum(axis=1), 1, rtol=1e-5)
+    assert not every[np.ix_(seen, [3, 4, 5])].any()
+    # Without a gate all classes compete, at the first.
+    additive = make_head(packs, replace(PREDICTION, fusion="additive"), D, (2.0, 5.0))
+    np.testing.assert_allclose(
+        additive.predict_scored(FEATURES, UNSEEN)[1], softmax(logits / 2).max(axis=1), rtol=1e-4
+    )
+
+
 def test_without_packs_it_is_zero_shot() -> None:
     head = make_head([], PREDICTION, D)
     expected = (unit(FEATURES) @ unit(UNSEEN).T).argmax(axis=1)

@@ -176,6 +176,13 @@ def test_no_bytes_but_those_of_the_request_are_read(
     assert found["class"].isna().all()
 
 
+def test_missing_calibration_is_told(model: LadaModel) -> None:
+    with pytest.warns(UserWarning, match="1 of the model's 1 packs are not calibrated"):
+        Service(model)
+    with pytest.warns(UserWarning, match="scores are at temperature 1"):
+        model.predict(pictures(1))
+
+
 def test_base64_with_line_breaks_is_read(service: Service) -> None:
     image = pictures(1)[0]
     texts = [base64.b64encode(image).decode(), base64.encodebytes(image).decode()]
@@ -244,13 +251,13 @@ def test_requests_from_many_threads_are_answered_one_at_a_time(model: LadaModel)
 
 def test_text_of_extra_classes_is_encoded_once(model: LadaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     service, asked = Service(model), []
-    real = model._text
+    real = model.encode_classes
 
     def ask(names: Any) -> Any:
         asked.append(names)
         return real(names)
 
-    monkeypatch.setattr(model, "_text", ask)
+    monkeypatch.setattr(model, "encode_classes", ask)
     for _ in range(3):
         service.predict(pictures(1), EXTRA)
     assert asked == [tuple(EXTRA)]

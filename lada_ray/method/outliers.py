@@ -46,6 +46,8 @@ LEVELS = np.linspace(0, 1, 101)
 LAST, TAIL = 99, 90
 # Distances of equal images differ by less.
 ROUNDING = 1e-6
+# What an image adds to sums is a multiple of this: float64 adds such numbers exactly, up to 2^33 of them.
+GRAIN = 2.0**-20
 # Rows whose products exist at once when a covariance is summed.
 ROWS = 4096
 
@@ -71,6 +73,10 @@ class Nearest(NamedTuple):
     def outside(self) -> npt.NDArray[np.bool_]:
         """Which images lie outside, [N]."""
         return self.p_value < OUTSIDE
+
+    def at(self, rows: slice | npt.NDArray[Any]) -> Nearest:
+        """The same of some of the images."""
+        return Nearest(self.pack[rows], self.row[rows], self.distance[rows], self.p_value[rows])
 
 
 def fit_outliers(
@@ -150,7 +156,10 @@ def p_values(distances: npt.NDArray[np.floating], quantiles: npt.NDArray[np.floa
 
 @dataclass(frozen=True)
 class Residuals:
-    """How images lie off the class means nearest to them, summed up per pack; batches add up."""
+    """How images lie off the class means nearest to them, summed up per pack; batches add up.
+
+    Exactly: each image's part is rounded to multiples of 2^-20, so that no order of adding changes a bit.
+    """
 
     totals: Doubles
     """Sum of z - m over the images nearest to each of P packs, [P, d]."""
@@ -260,4 +269,5 @@ def _residuals(unit: Doubles, found: Nearest, number: int, pack: Tensors) -> tup
     """A pack's part of `Residuals`."""
     means, here = pack["outlier_means"], found.pack == number
     off = unit[here] - means[found.row[here]]
-    return off.sum(axis=0), float((off**2).sum()), np.bincount(found.row[here], minlength=len(means))
+    totals, squares = (np.rint(part / GRAIN) * GRAIN for part in (off, (off**2).sum(axis=1)))
+    return totals.sum(axis=0), float(squares.sum()), np.bincount(found.row[here], minlength=len(means))

@@ -43,7 +43,7 @@ REQUIRED = (
 """What serving imports; lada_ray itself comes along as code."""
 CODE = (
     *("__init__", "version", "errors", "store", "domains", "config", "views", "encoder", "method"),
-    *("pack", "head", "model", "serving"),
+    *("pack", "calibration", "head", "model", "serving"),
 )
 """The modules of lada_ray that serving imports: an upload to a server takes a request per file."""
 
