@@ -1,7 +1,7 @@
 """The history of a production model: every change of what it predicts is a new version.
 
 It stands in `model.json` itself, so that packs and history change in one conditional write. A version is never changed
-or removed (but for names that `forget` blanks); going back to an old one is a new version.
+or removed; going back to an old one is a new version. What `forget` deletes leaves its record here, without its packs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from lada_ray.errors import Conflict, InputError
 from lada_ray.model import MODEL, ModelFile, check_epoch, read_model_file
 from lada_ray.store import Store
 
-Action = Literal["start", "learn", "rollback", "forget", "relearn"]
+Action = Literal["start", "learn", "rollback", "forget"]
+TOMBSTONE = "tombstone"
+"""Key of a version's details: what was forgotten with it (lada_ray.forget)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,12 @@ class Change:
 def history(model: ModelFile) -> list[Version]:
     """All versions, the oldest first."""
     return [Version.from_json(values) for values in model.history]
+
+
+def restorable(versions: Sequence[Version]) -> list[Version]:
+    """Those versions that are there as a whole: nothing that they consist of was forgotten."""
+    gone = {number for version in versions for number in version.details.get(TOMBSTONE, {}).get("versions", ())}
+    return [version for version in versions if version.number not in gone]
 
 
 def promote(store: Store, epoch: int, before: Sequence[str], change: Change) -> Version:
