@@ -31,6 +31,13 @@ from lada_ray.versions import Change, State, Version, history, promote, read_pro
 from lada_ray.views import training_views
 
 
+RELEARN = (
+    "nothing that was learnt with one encoder means anything to another: to change it, write what the model knows to a "
+    "YAML (python jobs/model.py show --model NAME --yaml FILE), state the new encoder there, and learn it under "
+    "another name (python jobs/run_stream.py --config FILE --name NEW)"
+)
+
+
 class Settings(BaseModel):
     """How a job on a production model runs; nothing here decides what the model learns."""
 
@@ -165,7 +172,8 @@ class Production:
         if stream.info.fingerprint != self.file.encoder["fingerprint"]:
             raise InputError(
                 [
-                    f"{spec.pretrained} has other weights now; put back the file that the model was learnt with"
+                    f"{spec.pretrained} has other weights now; put back the file that the model was learnt with",
+                    RELEARN,
                 ],
                 "The encoder",
             )

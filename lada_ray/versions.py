@@ -93,7 +93,9 @@ def history(model: ModelFile) -> list[Version]:
 
 def restorable(versions: Sequence[Version]) -> list[Version]:
     """Those versions that are there as a whole: nothing that they consist of was forgotten."""
-    gone = {number for version in versions for number in version.details.get(TOMBSTONE, {}).get("versions", ())}
+    gone = {
+        number for version in versions for number in version.details.get(TOMBSTONE, {}).get("versions", ())
+    }
     return [version for version in versions if version.number not in gone]
 
 

@@ -193,7 +193,9 @@ def remove_fits(bank: FeatureBank, kept: Sequence[ClassImages]) -> int:
     for entry in list(bank.store.list("classes")):
         kind, _, rest = entry.key.removeprefix("classes/").partition("-")
         number = rest.partition("-")[0]
-        known = {images.key(kind, int(number)) for images in kept} if kind in STAGES and number.isdigit() else ()
+        known = (
+            {images.key(kind, int(number)) for images in kept} if kind in STAGES and number.isdigit() else ()
+        )
         if entry.key not in known:
             bank.store.delete(entry.key)
             removed += 1

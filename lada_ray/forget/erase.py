@@ -22,7 +22,14 @@ from lada_ray.run import SOLVER
 from lada_ray.store import Store, join, open_store
 from lada_ray.versions import restorable
 
-TOLD = ("report.html", "bad_images.csv", "overlaps.csv", "accuracy_matrix.csv", "metrics.json", "history.html")
+TOLD = (
+    "report.html",
+    "bad_images.csv",
+    "overlaps.csv",
+    "accuracy_matrix.csv",
+    "metrics.json",
+    "history.html",
+)
 """What a run's folder tells people of the packs that it had; the history has their accuracies."""
 ENDINGS = "inbox"
 

@@ -103,7 +103,9 @@ def _forgotten_before(subject: Subject, production: Production, records: Mapping
     classes = sorted({c for one in records.values() if one.name == subject.domain for c in one.class_names})
     if not classes:
         near = did_you_mean(subject.domain, names)
-        raise InputError([f"the model knows no domain {subject.domain!r}{near} (it knows {', '.join(names)})"])
+        raise InputError(
+            [f"the model knows no domain {subject.domain!r}{near} (it knows {', '.join(names)})"]
+        )
     near = did_you_mean(str(subject.class_name), classes)
     raise InputError([f"{subject.domain} has no class {subject.class_name!r}{near}"])
 
@@ -130,7 +132,7 @@ class _Forgetting:
         self.champion = production.champion
 
     def promote(self, limits: Limits) -> Gate | None:
-        """Promote a version without it, unless the gate refuses that; returns what it said, None if it was not asked."""
+        """Promote a version without it, unless the gate refuses; returns what it said, None if it was not asked."""
         known = self.production.known(self.champion.state)
         if not any(self.subject.in_record(one) for one in known):
             # Another version knows it, or a candidate that was refused; the champion stays what it is.
@@ -175,7 +177,7 @@ class _Forgetting:
         gate: Gate | None,
     ) -> None:
         tombstone = self._tombstone(state, left, beside)
-        details = {TOMBSTONE: tombstone, **({"gate": gate.to_json()} if gate else {})}
+        details: Json = {TOMBSTONE: tombstone, **({"gate": gate.to_json()} if gate else {})}
         if gate and not gate.passed:
             details["forced"] = True
         self.production.promote(Change("forget", self.subject.said, state, accuracy, details))
@@ -209,9 +211,8 @@ def _views(production: Production, shas: frozenset[str]) -> int:
     """Features of these images in all banks of the storage."""
     features = open_store(join(production.config.storage, "features"))
     tables = [FeatureBank.open(features, key).table for key, _ in list(banks(features))]
-    return sum(
-        len(shas.intersection([sha])) for table in tables for _, rows in table.scan(["sha256"]) for sha in rows["sha256"].to_pylist()
-    )
+    rows = (rows for table in tables for _, rows in table.scan(["sha256"]))
+    return sum(sha in shas for some in rows for sha in some["sha256"].to_pylist())
 
 
 # ---------------------------------------------------------------- after the promotion

@@ -60,7 +60,11 @@ def remains_of(
         production: the model.
     """
     first = next(i for i, one in enumerate(known) if subject.in_record(one))
-    left = [(digest, one, rest) for digest, one in zip(packs, known, strict=True) if (rest := subject.without(one))]
+    left = [
+        (digest, one, rest)
+        for digest, one in zip(packs, known, strict=True)
+        if (rest := subject.without(one))
+    ]
     identities = []
     for digest, one, _ in left:
         identity = identity_of(dict(TaskPack.read_meta(production.run.model_store, digest)))
@@ -85,9 +89,7 @@ def _identity_without(subject: Subject, identity: Json, known: KnownDomain) -> J
             f"the samples of the pack of {known.name} are not those that are known of it; restore the model from a copy"
         )
     gone = known.class_names.index(str(subject.class_name))
-    samples = [
-        sample for sample, label in zip(identity["samples"], labels, strict=True) if label != gone
-    ]
+    samples = [sample for sample, label in zip(identity["samples"], labels, strict=True) if label != gone]
     kept = [label for label in identity["labels"] if tuple(label) != (subject.domain, subject.class_name)]
     return {**identity, "labels": kept, "samples": samples}
 
@@ -140,7 +142,9 @@ def _tensors_without(pack: TaskPack, labels: Sequence[tuple[str, ...]]) -> Tenso
         return dict(pack.tensors)
     names = pack.tensors.keys()
     if unknown := names - PER_CLASS - PER_COMPONENT - {COMPONENT_CLASS}:
-        raise LadaError(f"pack {pack.digest[:12]}: nobody knows which rows of {', '.join(unknown)} to take out")
+        raise LadaError(
+            f"pack {pack.digest[:12]}: nobody knows which rows of {', '.join(unknown)} to take out"
+        )
     tensors: Tensors = {name: pack.tensors[name][keep] for name in names & PER_CLASS}
     if COMPONENT_CLASS in names:
         tensors |= _components_without(pack, keep)

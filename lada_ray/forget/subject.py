@@ -71,7 +71,9 @@ def images_of(
     return gone.difference(*(known.rows["sha256"] for known in kept))
 
 
-def versions_of(subject: Subject, records: Mapping[str, KnownDomain], versions: Iterable[Version]) -> list[int]:
+def versions_of(
+    subject: Subject, records: Mapping[str, KnownDomain], versions: Iterable[Version]
+) -> list[int]:
     """Numbers of the versions that know it."""
     keys = records_of(subject, records).keys()
     return [version.number for version in versions if not keys.isdisjoint(version.state.domains)]
