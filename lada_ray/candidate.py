@@ -130,10 +130,17 @@ def _judge(
     scores = [
         Scores(domain, role, *(of_model[domain] for of_model in right)) for domain, role in roles.items()
     ]
-    accuracy = {
-        s.domain: 100 * float(s.candidate.mean()) for s in scores if s.role != "guard" and len(s.candidate)
-    }
-    return Judged(judge(scores, limits), accuracy)
+    return Judged(judge(scores, limits), _accuracy(evaluation, candidate, roles, features))
+
+
+def _accuracy(
+    evaluation: Evaluation, candidate: Sequence[str], roles: dict[str, Role], features: list[Any]
+) -> dict[str, float]:
+    """On each domain that is no guard, in %: guards change from job to job, and their classes compete too."""
+    own = [i for i, test in enumerate(evaluation.tests) if roles[test.domain] != "guard"]
+    alone = replace(evaluation, tests=tuple(evaluation.tests[i] for i in own))
+    right = _right(alone, candidate, [features[i] for i in own])
+    return {domain: 100 * float(correct.mean()) for domain, correct in right.items() if len(correct)}
 
 
 def _right(evaluation: Evaluation, packs: Sequence[str], features: list[Any]) -> dict[str, Bools]:

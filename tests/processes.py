@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -108,3 +110,42 @@ class Job:
     def output(self) -> str:
         """Everything printed so far."""
         return self.log.read_text(errors="replace")
+
+
+class MlflowServer:
+    """A real MLflow server on loopback that can be killed and started again; database and artifacts below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.root}/server.db", "--workers", "1"]
+        command += ["--artifacts-destination", f"file://{self.root}/artifacts"]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes fewer
+        with (self.root / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+            except OSError:
+                assert self.process.poll() is None, (self.root / "server.log").read_text()
+                time.sleep(0.2)
+            else:
+                return
+        raise AssertionError((self.root / "server.log").read_text())
+
+    def stop(self) -> None:
+        """Kill it and its workers."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None

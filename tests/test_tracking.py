@@ -7,13 +7,10 @@ import json
 import os
 import pickle
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +26,7 @@ from lada_ray.errors import ConfigError, InputError, LeaseHeld
 from lada_ray.lease import Lease
 from lada_ray.store import open_store
 from lada_ray.tracking import BackgroundTracker, Tracker, log_run
+from tests.processes import MlflowServer
 
 DOMAINS = ("digits", "road-signs", "shapes")
 LOG_RUN = Path(__file__).resolve().parents[1] / "jobs" / "log_run.py"
@@ -516,7 +514,7 @@ def test_passwords_in_errors_are_hidden() -> None:
     assert told == f"cannot reach {hidden} as me:***@host, me:***@host"
 
 
-def test_tracking_json_has_no_password(folder: RunFolder, server: Server) -> None:
+def test_tracking_json_has_no_password(folder: RunFolder, server: MlflowServer) -> None:
     with_password = server.uri.replace("//", "//me:secret@")
     assert folder.tracker(with_password).finish("KILLED")
     noted = folder.store.read("tracking.json").decode()
@@ -636,58 +634,19 @@ def test_a_model_that_nobody_knows(uri: str, tmp_path: Path, monkeypatch: pytest
 # A server that comes and goes
 
 
-class Server:
-    """A real MLflow server on loopback that can be killed and started again."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.root}/server.db", "--workers", "1"]
-        command += ["--artifacts-destination", f"file://{self.root}/artifacts"]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes fewer
-        with (self.root / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-            except OSError:
-                assert self.process.poll() is None, (self.root / "server.log").read_text()
-                time.sleep(0.2)
-            else:
-                return
-        pytest.fail("the MLflow server did not start")
-
-    def stop(self) -> None:
-        """Kill it and its workers."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[MlflowServer]:
     """One server for this file; a test that kills it starts it again."""
     root = tmp_path_factory.mktemp("server")
     shutil.copy(empty_database, root / "server.db")
-    one = Server(root)
+    one = MlflowServer(root)
     one.start()
     yield one
     one.stop()
 
 
 def test_server_gets_everything_and_an_outage_costs_only_a_warning(
-    folder: RunFolder, server: Server, monkeypatch: pytest.MonkeyPatch
+    folder: RunFolder, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     tracker = folder.tracker(server.uri, said)
@@ -730,7 +689,7 @@ def test_server_gets_everything_and_an_outage_costs_only_a_warning(
     assert Found(server.uri).everything() == before
 
 
-def test_the_last_call_tries_again_after_an_outage(folder: RunFolder, server: Server, uri: str) -> None:
+def test_the_last_call_tries_again_after_an_outage(folder: RunFolder, server: MlflowServer, uri: str) -> None:
     said: list[str] = []
     tracker = folder.tracker("http://127.0.0.1:9", said)
     assert not tracker.open()

@@ -1,0 +1,278 @@
+"""What arrives is learnt once, in order, whatever is killed; what is bad is told beside it, and the champion stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lada_ray
+from lada_ray import retrain as module
+from lada_ray.config import ResourceConfig, StreamConfig, TrackingConfig
+from lada_ray.console import Console
+from lada_ray.domains import Domain, FolderSpec
+from lada_ray.errors import InputError, LostLease
+from lada_ray.gate import Limits
+from lada_ray.inbox import REJECTED
+from lada_ray.production import Production, Settings
+from lada_ray.publish import publish
+from lada_ray.retrain import Retrained, load_guards, retrain
+from lada_ray.run import Run
+from lada_ray.stream import run_stream
+from lada_ray.versions import Change, history, read_production
+from tests.conftest import draw_domain, write_tiny_clip
+
+LIMITS = Limits()
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    """A storage whose model has learnt one domain; not to be changed."""
+    folder = tmp_path_factory.mktemp("production")
+    draw_domain(folder / "fruit", hue=0.0, test=8)
+    architecture, weights = write_tiny_clip(folder)
+    values = {
+        "name": "lada",
+        "storage": str(folder / "storage"),
+        "encoder": {"model": "tiny", "pretrained": str(weights), "architecture": str(architecture)},
+        "views": 1,
+        # A gate of random text features would send every image to the same side.
+        "method": {
+            "epochs": 8,
+            "batch_size": 8,
+            "memory_per_class": 2,
+            "mixture_components": 1,
+            "fusion": "additive",
+            "alpha": 10,
+            "beta": 20,
+        },
+        "domains": [{"name": "fruit", "kind": "folder", "root": str(folder / "fruit")}],
+        "resources": {"train_workers": 0},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+    }
+    run_stream(StreamConfig.model_validate(values), console=QUIET)
+    return folder
+
+
+@pytest.fixture
+def storage(learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the storage; the registry is another test's business."""
+    monkeypatch.setattr(module, "publish", lambda production: True)
+    monkeypatch.setattr(module, "is_published", lambda store, file: True)
+    shutil.copytree(learnt / "storage", tmp_path / "storage")
+    (tmp_path / "inbox").mkdir()
+    return tmp_path
+
+
+def arrive(inbox: Path, name: str, hue: float, moment: float, card: str = "", **draw: Any) -> Path:
+    """Put a domain of three colours into an inbox, complete since this moment."""
+    draw_domain(inbox / name, hue=hue, **{"test": 8, **draw})
+    (inbox / name / "domain.yaml").write_text(f"name: {name}\nkind: folder\n{card}")
+    ready = inbox / name / "_READY"
+    ready.touch()
+    os.utime(ready, (moment, moment))
+    return inbox / name
+
+
+def settings(storage: Path) -> Settings:
+    return Settings(model="lada", storage=str(storage / "storage"))
+
+
+def run(storage: Path, limits: Limits = LIMITS, guards: tuple[Domain, ...] = ()) -> Retrained:
+    return retrain(settings(storage), str(storage / "inbox"), limits, guards, console=QUIET)
+
+
+def model(storage: Path) -> Any:
+    return read_production(settings(storage).store.child("model"))[0]
+
+
+def test_a_domain_that_arrived_is_the_next_version(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrive(storage / "inbox", "flags", 0.1, 1000.0, "owner: the flag team\n")
+    before = model(storage)
+    done = run(storage)
+    assert [(e.entry, e.status, e.version) for e in done.endings] == [("flags", "learnt", 2)]
+    assert done.good
+    after = model(storage)
+    assert after.packs[:-1] == before.packs
+    first, second = history(after)
+    assert (first.action, first.state.packs) == ("start", before.packs)
+    assert (second.action, second.subject, second.state.packs) == ("learn", "flags", after.packs)
+    assert second.details["owner"] == "the flag team"
+    assert second.accuracy.keys() == {"fruit", "flags"}
+    assert second.accuracy["flags"] == second.details["gate"]["checks"][1]["after"]
+    assert lada_ray.load(str(storage / "storage" / "lada" / "model")).domains == ["fruit", "flags"]
+
+    # Nothing new: nobody even takes the lease.
+    monkeypatch.setattr(Production, "open", None)
+    again = run(storage)
+    assert (again.endings, again.version) == ([], 2)
+
+
+def test_bad_entries_are_told_beside_them_and_cost_the_others_nothing(storage: Path) -> None:
+    inbox = storage / "inbox"
+    shutil.rmtree(arrive(inbox, "broken", 0.3, 1.0, "kindd: folder\nprompt: no place for a name\n") / "test")
+    arrive(inbox, "flags", 0.1, 2.0)
+    # The colours of fruit once more: nobody could tell the two apart.
+    berries = arrive(inbox, "berries", 0.001, 3.0)
+    (inbox / "early").mkdir()
+    (inbox / "early" / "domain.yaml").write_text("name: early\n")
+
+    done = run(storage)
+    assert [(e.entry, e.status) for e in done.endings] == [
+        ("broken", "rejected"),
+        ("flags", "learnt"),
+        ("berries", "refused"),
+    ]
+    assert not done.good
+    assert done.incomplete == ("early",)
+    broken = json.loads((inbox / "broken" / REJECTED).read_text())
+    assert {"kindd", "prompt"} <= {
+        word for line in broken["problems"] for word in ("kindd", "prompt") if word in line
+    }
+    assert "test" in " ".join(broken["problems"])
+    (why,) = json.loads((berries / REJECTED).read_text())["problems"]
+    assert "berries (min_gain)" in why
+    assert "BLOCKED" in why
+    assert [version.subject for version in history(model(storage))] == ["", "flags"]
+
+    # As long as nothing changes nobody is told again; what was corrected is learnt.
+    assert run(storage).waiting == ("berries", "broken")
+    shutil.rmtree(berries)
+    arrive(inbox, "berries", 0.2, 4.0)
+    (berries / REJECTED).write_text("{}")
+    assert [(e.entry, e.status) for e in run(storage).endings] == [("berries", "learnt")]
+    assert not (berries / REJECTED).exists()
+
+
+def test_the_same_images_under_another_name_are_known(storage: Path, learnt: Path) -> None:
+    again = storage / "inbox" / "obst"
+    shutil.copytree(learnt / "fruit", again)
+    for part in ("train", "test"):
+        (again / part / "class_0").rename(again / part / "apfel")
+    (again / "domain.yaml").write_text("name: obst\nkind: folder\n")
+    (again / "_READY").touch()
+    (ending,) = run(storage).endings
+    assert (ending.status, ending.version) == ("known", None)
+    assert "known domain fruit" in ending.said[0]
+    assert len(history(model(storage))) == 1
+
+
+def test_guards_are_watched_and_never_learnt(storage: Path, tmp_path: Path) -> None:
+    draw_domain(tmp_path / "toys", hue=0.2, test=8)
+    guard = FolderSpec(name="toys", root=str(tmp_path / "toys")).load("")
+    arrive(storage / "inbox", "flags", 0.1, 1.0)
+    (ending,) = run(storage, guards=(guard,)).endings
+    assert ending.gate is not None
+    assert [check["name"] for check in ending.gate["checks"]] == ["max_drop", "min_gain", "max_transfer_drop"]
+    newest = history(model(storage))[-1]
+    assert "toys" not in newest.accuracy
+    assert "toys" not in lada_ray.load(str(storage / "storage" / "lada" / "model")).domains
+
+
+def test_the_domains_of_a_runs_yaml_are_guards(storage: Path, tmp_path: Path) -> None:
+    draw_domain(tmp_path / "toys", hue=0.2)
+    yaml = tmp_path / "guards.yaml"
+    yaml.write_text(
+        "name: guards\nencoder: {model: ViT-B-16-quickgelu}\ndomains: [{name: toys, kind: folder, root: toys}]\n"
+    )
+    assert [guard.name for guard in load_guards(str(yaml), str(storage / "storage"))] == ["toys"]
+
+
+POINTS: dict[str, tuple[Any, str, bool]] = {
+    "before learning": (module, "learn_candidate", False),
+    "after learning": (module, "learn_candidate", True),
+    "before promoting": (Production, "promote", False),
+    "after promoting": (Production, "promote", True),
+    "before the ending": (module, "clear_rejection", False),
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours runs."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The packs of a retraining that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(learnt / "storage", folder / "storage")
+    arrive(folder / "inbox", "flags", 0.1, 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "publish", lambda production: True)
+        run(folder)
+    return tuple(model(folder).packs)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_costs_nothing_and_doubles_nothing(
+    storage: Path, undisturbed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    arrive(storage / "inbox", "flags", 0.1, 1.0)
+    owner, name, after = POINTS[point]
+    original = getattr(owner, name)
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        if after:
+            original(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            run(storage)
+    run(storage)
+    assert model(storage).packs == undisturbed
+    assert [version.number for version in history(model(storage))] == [1, 2]
+    assert run(storage).endings == []
+
+
+def test_an_owner_that_was_thought_dead_changes_nothing(storage: Path) -> None:
+    with Production.open(settings(storage), QUIET) as production:
+        Run(production.store, production.run.lease)  # somebody else's start raises the epoch
+        state = production.champion.state
+        with pytest.raises(LostLease, match="taken over"):
+            production.promote(Change("rollback", "1", state))
+    assert len(history(model(storage))) == 1
+
+
+def test_the_registry_follows(
+    learnt: Path, storage: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    shutil.copy(learnt / "mlflow.db", tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(module, "publish", publish)
+    arrive(storage / "inbox", "flags", 0.1, 1.0)
+    changed = settings(storage).model_copy(update={"tracking": TrackingConfig(uri=uri)})
+    done = retrain(changed, str(storage / "inbox"), LIMITS, console=QUIET)
+    assert done.published
+    client = MlflowClient(uri)
+    champion = client.get_model_version_by_alias("lada", "champion")
+    assert champion.tags["lada_ray.version"] == "2"
+    assert client.get_model_version_by_alias("lada", "previous").tags["lada_ray.version"] == "1"
+    assert lada_ray.load("models:/lada@champion", uri).domains == ["fruit", "flags"]
+
+
+def test_a_model_that_cannot_be_extended_is_refused(storage: Path) -> None:
+    with pytest.raises(InputError, match="holds no model"):
+        retrain(Settings(model="nobody", storage=str(storage)), str(storage / "inbox"), LIMITS, console=QUIET)
+    (storage / "storage" / "lada" / "domains.json").unlink()
+    arrive(storage / "inbox", "flags", 0.1, 1.0)
+    with pytest.raises(InputError, match=r"0 of 1 domains.*run_stream.py --config"):
+        run(storage)
+
+
+def test_resources_and_tracking_are_as_asked_for_now(storage: Path) -> None:
+    asked = settings(storage).model_copy(
+        update={"resources": ResourceConfig(encoders=3), "tracking": TrackingConfig(experiment="night")}
+    )
+    config = asked.config()
+    assert (config.resources.encoders, config.resources.train_workers) == (3, 0)
+    assert config.tracking.experiment == "night"
+    assert config.tracking.uri is not None
