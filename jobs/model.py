@@ -116,7 +116,9 @@ def command(argv: list[str]) -> tuple[type[Settings], Callable[[Any, Console], i
     name = argv[0] if argv else ""
     if name not in COMMANDS:
         said = f"{name!r} is no command" if name else "a command is missing"
-        raise ConfigError([f"{said}: one of {', '.join(COMMANDS)} comes first"], "The command line is not valid")
+        raise ConfigError(
+            [f"{said}: one of {', '.join(COMMANDS)} comes first"], "The command line is not valid"
+        )
     return COMMANDS[name]
 
 
@@ -163,7 +165,9 @@ def rollback(flags: Rollback, console: Console) -> int:
     from lada_ray.rollback import rollback
 
     done = rollback(flags, flags.version, flags.force, flags.reason, flags.gate, console)
-    console.say(f"{'refused; ' if done.refused else ''}the champion is version {done.version} of {flags.model}")
+    console.say(
+        f"{'refused; ' if done.refused else ''}the champion is version {done.version} of {flags.model}"
+    )
     return 1 if done.refused else 0
 
 
@@ -174,7 +178,9 @@ def forget(flags: Forget, console: Console) -> int:
     subject = Subject(flags.domain, flags.class_name)
     done = forget(flags, subject, flags.relearn, flags.force, flags.reason, flags.gate, console)
     if done.refused:
-        console.say(f"refused, and nothing is forgotten; the champion is version {done.version} of {flags.model}")
+        console.say(
+            f"refused, and nothing is forgotten; the champion is version {done.version} of {flags.model}"
+        )
         return 1
     console.say(f"{subject.said} is forgotten; the champion is version {done.version} of {flags.model}")
     console.say(
@@ -182,7 +188,9 @@ def forget(flags: Forget, console: Console) -> int:
         "images are as they were"
     )
     if not done.finished:
-        console.warn("not everything is deleted yet; the same command, or the next job on this model, goes on")
+        console.warn(
+            "not everything is deleted yet; the same command, or the next job on this model, goes on"
+        )
     return 0
 
 

@@ -62,7 +62,10 @@ def audit(settings: Settings, console: Console | None = None) -> Audit:
         with console.stage("recompute the accuracies"):
             auditor.recompute(version)
     return Audit(
-        auditor.numbers, tuple(auditor.differences), tuple(dict.fromkeys(auditor.problems)), tuple(auditor.notes)
+        auditor.numbers,
+        tuple(auditor.differences),
+        tuple(dict.fromkeys(auditor.problems)),
+        tuple(auditor.notes),
     )
 
 
@@ -80,7 +83,9 @@ class _Auditor:
         """History against model.json, and what should be gone."""
         self.differences += _history_lines(self.record, self.versions)
         if is_forgetting(self.record.store, self.record.model):
-            self.notes.append("what was forgotten is not deleted everywhere yet; the next job on this model goes on")
+            self.notes.append(
+                "what was forgotten is not deleted everywhere yet; the next job on this model goes on"
+            )
             return
         kept = {digest for v in restorable(self.versions) for digest in v.state.packs}
         for version in self.versions:
@@ -89,14 +94,17 @@ class _Auditor:
                 continue
             left = packs_of(Subject(said["domain"], said["class_name"]), self.record.model_store, kept)
             self.differences += [
-                f"pack {digest[:12]} was made with {version.subject}, which was forgotten" for digest in sorted(left)
+                f"pack {digest[:12]} was made with {version.subject}, which was forgotten"
+                for digest in sorted(left)
             ]
 
     def recompute(self, version: Version) -> None:
         """Packs and records of a version, and its accuracies."""
         try:
             known = [self._record(key) for key in version.state.domains]
-            self.differences += [f"version {version.number}: {line}" for line in self._pack_lines(version, known)]
+            self.differences += [
+                f"version {version.number}: {line}" for line in self._pack_lines(version, known)
+            ]
             found = self._accuracy(version, known)
         except UNREADABLE as error:
             self.problems.append(f"version {version.number}: {error}")
@@ -114,7 +122,9 @@ class _Auditor:
     def _record(self, key: str) -> KnownDomain:
         known = read_known(self.record.store, key)
         if known.key != key:
-            raise IntegrityError(f"{self.record.store.uri}/{key} was changed: restore it from a copy of the model")
+            raise IntegrityError(
+                f"{self.record.store.uri}/{key} was changed: restore it from a copy of the model"
+            )
         return known
 
     def _pack_lines(self, version: Version, known: Sequence[KnownDomain]) -> Iterator[str]:
@@ -170,5 +180,3 @@ def show(found: Audit, where: str, console: Console) -> None:
         console.say(f"{where} is not what it records")
     else:
         console.say(f"{where} is whole; all {found.numbers} accuracies are the recorded ones")
-
-

@@ -8,9 +8,8 @@ from lada_ray.errors import InputError
 from lada_ray.model import LadaModel
 from lada_ray.production import Settings
 from lada_ray.publish import load_state
-from lada_ray.rollback import find_restorable
 from lada_ray.store import open_store
-from lada_ray.versions import read_production
+from lada_ray.versions import find_restorable, read_production
 
 
 def export(settings: Settings, folder: str, number: int | None = None) -> str:

@@ -158,10 +158,10 @@ def write_page(told: History) -> str:
             "version": version,
             "change": _change(version),
             "special": _special(told, version).strip(" ()"),
-            "cells": [float(table.at[version.number, name]) for name in table],
+            "cells": cells,
             "lines": list(version_lines(told, version.number)),
         }
-        for version in reversed(told.versions)
+        for version, cells in zip(reversed(told.versions), reversed(table.to_numpy().tolist()), strict=True)
     ]
     html = template.render(name=told.name, folder=told.store.uri, domains=list(table), rows=rows)
     told.store.write(PAGE, html.encode())

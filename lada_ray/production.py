@@ -30,7 +30,6 @@ from lada_ray.store import Store, join, open_store
 from lada_ray.versions import Change, State, Version, history, promote, read_production
 from lada_ray.views import training_views
 
-
 RELEARN = (
     "nothing that was learnt with one encoder means anything to another: to change it, write what the model knows to a "
     "YAML (python jobs/model.py show --model NAME --yaml FILE), state the new encoder there, and learn it under "

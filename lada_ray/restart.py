@@ -48,9 +48,7 @@ def _arrived(versions: Sequence[Version]) -> Iterator[tuple[str, DomainSpec]]:
             yield spec["name"], KINDS[spec["kind"]].model_validate(spec)
 
 
-def _untold(
-    config: StreamConfig, versions: Sequence[Version], known: Sequence[KnownDomain]
-) -> Iterator[str]:
+def _untold(config: StreamConfig, versions: Sequence[Version], known: Sequence[KnownDomain]) -> Iterator[str]:
     """What one stream's configuration has no word for."""
     names = [one.name for one in known]
     for name in sorted({name for name in names if names.count(name) > 1}):

@@ -8,14 +8,13 @@ from typing import Any
 from lada_ray.candidate import judge_candidate
 from lada_ray.console import Console
 from lada_ray.domains.base import Domain
-from lada_ray.errors import InputError
 from lada_ray.forget import finish_forgetting
 from lada_ray.gate import Gate, Limits, print_gate
 from lada_ray.known import KnownDomain
-from lada_ray.model import ModelFile, cached_pack
+from lada_ray.model import cached_pack
 from lada_ray.production import Production, Settings
 from lada_ray.publish import publish
-from lada_ray.versions import Change, Version, find_version, history, restorable
+from lada_ray.versions import Change, Version, find_restorable
 
 
 @dataclass(frozen=True)
@@ -76,21 +75,6 @@ def rollback(
         version = production.promote(change)
         publish(production)
         return RolledBack(version.number, gate, False)
-
-
-def find_restorable(file: ModelFile, number: int) -> Version:
-    """The version of this number, if it is there as a whole.
-
-    Raises:
-        InputError: it is not, or there is none.
-    """
-    version, versions = find_version(file, number), restorable(history(file))
-    if version.number not in [one.number for one in versions]:
-        there = ", ".join(str(one.number) for one in versions)
-        raise InputError(
-            [f"something that version {number} consists of was forgotten, so it is gone (there are: {there})"]
-        )
-    return version
 
 
 def _judge(production: Production, target: Version, limits: Limits) -> Gate:

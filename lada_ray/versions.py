@@ -136,7 +136,7 @@ def promote(store: Store, epoch: int, before: Sequence[str], change: Change) -> 
         store.replace(MODEL, new.to_bytes(), stored)
     except Conflict:
         # An object store may have taken the write although its answer was lost.
-        if read_production(store)[0].history != new.history:
+        if read_production(store)[0].to_bytes() != new.to_bytes():
             raise
     return version
 
@@ -153,6 +153,21 @@ def find_version(model: ModelFile, number: int) -> Version:
             return version
     known = f"1 to {len(versions)}" if versions else "none yet"
     raise InputError([f"there is no version {number} (versions: {known})"])
+
+
+def find_restorable(file: ModelFile, number: int) -> Version:
+    """The version of this number, if it is there as a whole.
+
+    Raises:
+        InputError: it is not, or there is none.
+    """
+    version, versions = find_version(file, number), restorable(history(file))
+    if version.number not in [one.number for one in versions]:
+        there = ", ".join(str(one.number) for one in versions)
+        raise InputError(
+            [f"something that version {number} consists of was forgotten, so it is gone (there are: {there})"]
+        )
+    return version
 
 
 def open_candidate(store: Store, name: str, champion: ModelFile, packs: Sequence[str]) -> None:
