@@ -69,6 +69,24 @@ class TaskPack:
         }
         return cls(json.loads(_canonical(meta)), dict(tensors))
 
+    def rebuilt(
+        self,
+        parent: str | None,
+        identity: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> TaskPack:
+        """The same pack after another parent, or with less in it; learnt by the code that learnt this one.
+
+        Args:
+            parent: digest of the pack before it.
+            identity: what of `labels`, `config` and `samples` changes.
+            tensors: in place of its own.
+        """
+        tensors = self.tensors if tensors is None else tensors
+        digest = hashlib.sha256(_tensor_bytes(tensors)).hexdigest()
+        meta = {**self.meta, **(identity or {}), "parent": parent, "tensors_sha256": digest}
+        return TaskPack(json.loads(_canonical(meta)), dict(tensors))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of pack.json, which holds the hash of the tensors and the parent's digest."""

@@ -19,7 +19,7 @@ from lada_ray.config import ResourceConfig, Storage, StreamConfig, TrackingConfi
 from lada_ray.console import Console
 from lada_ray.domains.base import STRICT, Domain, Name
 from lada_ray.encoder import EncoderSpec
-from lada_ray.errors import InputError
+from lada_ray.errors import InputError, IntegrityError
 from lada_ray.fit.plan import TaskPlan, TrainImages
 from lada_ray.known import KNOWN_DOMAINS, KnownDomain, read_known
 from lada_ray.model import ModelFile
@@ -29,6 +29,12 @@ from lada_ray.run import Json, Run
 from lada_ray.store import Store, join, open_store
 from lada_ray.versions import Change, State, Version, history, promote, read_production
 from lada_ray.views import training_views
+
+RELEARN = (
+    "nothing that was learnt with one encoder means anything to another: to change it, write what the model knows to a "
+    "YAML (python jobs/model.py show --model NAME --yaml FILE), state the new encoder there, and learn it under "
+    "another name (python jobs/run_stream.py --config FILE --name NEW)"
+)
 
 
 class Settings(BaseModel):
@@ -163,21 +169,18 @@ class Production:
         config = self.config.model_copy(update={"shots": shots or self.config.shots})
         stream = prepare(config, tuple(domains), spec, self.console, keep=False)
         if stream.info.fingerprint != self.file.encoder["fingerprint"]:
-            raise InputError(
-                [
-                    f"{spec.pretrained} has other weights now; put back the file that the model was learnt with"
-                ],
-                "The encoder",
+            raise IntegrityError(
+                f"{spec.pretrained} has other weights now; put back the file that the model was learnt with. {RELEARN}"
             )
         return stream
 
-    def identities(self, state: State) -> list[Json]:
-        """What identified each pack of a version when it was learnt.
+    def identities(self, packs: Sequence[str]) -> list[Json]:
+        """What identified each of these packs when it was learnt.
 
         Raises:
             IntegrityError: a pack is missing or damaged.
         """
-        metas = [TaskPack.read_meta(self.run.model_store, digest) for digest in state.packs]
+        metas = [TaskPack.read_meta(self.run.model_store, digest) for digest in packs]
         return [{name: meta[name] for name in ("labels", "config", "samples")} for meta in metas]
 
     def promote(self, change: Change) -> Version:

@@ -17,7 +17,7 @@ from lada_ray.production import Production
 from lada_ray.store import Store, open_store
 from lada_ray.tracking import PublishedVersion, client_environment, project
 from lada_ray.tracking.connection import environment
-from lada_ray.versions import State, Version, history
+from lada_ray.versions import State, Version, history, restorable
 
 SHOWN = "registry.json"
 """In the run folder: what the registry showed when it was last brought up to date."""
@@ -124,7 +124,8 @@ def _wanted(
     production: Production,
 ) -> tuple[list[PublishedVersion], tuple[PublishedVersion, str] | None, dict[Key, State]]:
     """Versions, challenger with the reason, and what each consists of."""
-    pairs = [(_published(version), version.state) for version in production.versions]
+    there = restorable(production.versions)
+    pairs = [(_published(version), version.state) for version in there]
     found = production.store.read_version(CHALLENGER)
     challenger = None
     if found:
@@ -137,7 +138,7 @@ def _wanted(
         challenger = (one, str(said["reason"]))
         pairs.append((one, state))
     states = {version.key: state for version, state in pairs}
-    return [_published(version) for version in production.versions], challenger, states
+    return [_published(version) for version in there], challenger, states
 
 
 def _published(version: Version) -> PublishedVersion:

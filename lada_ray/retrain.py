@@ -22,6 +22,7 @@ from lada_ray.errors import InputError
 from lada_ray.evaluate import TestSet
 from lada_ray.features.fill import Images
 from lada_ray.features.index import fill_index
+from lada_ray.forget import finish_forgetting, is_forgetting
 from lada_ray.gate import Limits, print_gate
 from lada_ray.inbox import (
     ADVICE,
@@ -111,9 +112,11 @@ def retrain(
     found, file = scan(inbox), read_production(settings.store.child("model"))[0]
     done = Retrained([], found.incomplete, found.rejected, len(file.history))
     new = [entry for entry in found.entries if not _ended(settings.store, history(file), entry)]
-    if not new and file.history and is_published(settings.store, file):
+    settled = file.history and not is_forgetting(settings.store, file)
+    if not new and settled and is_published(settings.store, file):
         return done
     with Production.open(settings, console) as production:
+        finish_forgetting(production)
         done.published = publish(production)
         for entry in new:
             # Another start may have learnt it while this one waited for the lease.
@@ -210,7 +213,7 @@ class Learning:
         prompts = stream.prompts(arrival.domain)
         new = KnownDomain.of(arrival.domain, images.selections[0], prompts, hashes | images.hashes)
         (identity, *_) = pack_identities(stream, images)
-        identities = [*production.identities(champion.state), identity]
+        identities = [*production.identities(champion.state.packs), identity]
         tasks = plan_again([*self.known, new], identities)
         name = arrival.entry.fingerprint[:32]
         packs = learn_candidate(production, stream, name, champion.state.packs, tasks, identities)
@@ -239,6 +242,8 @@ class Learning:
             "entry": arrival.entry.name,
             "fingerprint": arrival.entry.fingerprint,
             "owner": arrival.card.owner,
+            "spec": arrival.spec.model_dump(mode="json"),
+            "shots": arrival.card.shots,
             "gate": gate,
         }
         change = Change("learn", name, state, judged.accuracy, details)

@@ -31,6 +31,11 @@ START = "start.json"
 # What starting over leaves: who owns the run, which start it is, and what runs of it MLflow may still show as running.
 KEPT = ("lease.json", START, "tracking.json")
 FENCE_TRIES = 50
+PRODUCTION = (
+    "it is a production model by now, with a history: jobs/retrain.py learns more on top, jobs/model.py tells and "
+    "changes it; to learn all of it with other settings or another encoder, write what it knows to a YAML "
+    "(python jobs/model.py show --model NAME --yaml FILE) and give that another --name"
+)
 
 
 class Run:
@@ -141,6 +146,10 @@ class Run:
             InputError: naming everything that differs.
         """
         problems = [] if self.fresh else started_differently(self.model_store, config, spec, info, expected)
+        found = None if self.fresh else read_model_file(self.model_store)
+        if found and found[0].history:
+            # Whatever is committed past the history would be a champion that no gate has seen.
+            problems = [*problems, PRODUCTION]
         if problems:
             where = self.store.uri
             raise InputError(

@@ -1,7 +1,7 @@
 """The history of a production model: every change of what it predicts is a new version.
 
 It stands in `model.json` itself, so that packs and history change in one conditional write. A version is never changed
-or removed (but for names that `forget` blanks); going back to an old one is a new version.
+or removed; going back to an old one is a new version. What `forget` deletes leaves its record here, without its packs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from lada_ray.errors import Conflict, InputError
 from lada_ray.model import MODEL, ModelFile, check_epoch, read_model_file
 from lada_ray.store import Store
 
-Action = Literal["start", "learn", "rollback", "forget", "relearn"]
+Action = Literal["start", "learn", "rollback", "forget"]
+TOMBSTONE = "tombstone"
+"""Key of a version's details: what was forgotten with it (lada_ray.forget)."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ def history(model: ModelFile) -> list[Version]:
     return [Version.from_json(values) for values in model.history]
 
 
+def restorable(versions: Sequence[Version]) -> list[Version]:
+    """Those versions that are there as a whole: nothing that they consist of was forgotten."""
+    gone = {
+        number for version in versions for number in version.details.get(TOMBSTONE, {}).get("versions", ())
+    }
+    return [version for version in versions if version.number not in gone]
+
+
 def promote(store: Store, epoch: int, before: Sequence[str], change: Change) -> Version:
     """Make a change the model's newest version; all or nothing.
 
@@ -126,7 +136,7 @@ def promote(store: Store, epoch: int, before: Sequence[str], change: Change) -> 
         store.replace(MODEL, new.to_bytes(), stored)
     except Conflict:
         # An object store may have taken the write although its answer was lost.
-        if read_production(store)[0].history != new.history:
+        if read_production(store)[0].to_bytes() != new.to_bytes():
             raise
     return version
 
@@ -143,6 +153,21 @@ def find_version(model: ModelFile, number: int) -> Version:
             return version
     known = f"1 to {len(versions)}" if versions else "none yet"
     raise InputError([f"there is no version {number} (versions: {known})"])
+
+
+def find_restorable(file: ModelFile, number: int) -> Version:
+    """The version of this number, if it is there as a whole.
+
+    Raises:
+        InputError: it is not, or there is none.
+    """
+    version, versions = find_version(file, number), restorable(history(file))
+    if version.number not in [one.number for one in versions]:
+        there = ", ".join(str(one.number) for one in versions)
+        raise InputError(
+            [f"something that version {number} consists of was forgotten, so it is gone (there are: {there})"]
+        )
+    return version
 
 
 def open_candidate(store: Store, name: str, champion: ModelFile, packs: Sequence[str]) -> None:

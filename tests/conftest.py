@@ -6,7 +6,7 @@ import colorsys
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -278,3 +278,43 @@ def learnt_run(tiny_world: TinyWorld) -> tuple[TinyWorld, str]:
     with tiny_world.run(config) as (run, ledger):
         list(learn_remaining(tiny_world.plan(config), ledger, "cpu"))
         return tiny_world, run.store.uri
+
+
+@pytest.fixture(scope="session")
+def learnt_three(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    """A folder with a storage whose model `lada` has learnt three tiny domains; not to be changed, but copied."""
+    folder = tmp_path_factory.mktemp("three")
+    for position, name in enumerate(TINY_DOMAINS):
+        draw_domain(folder / name, hue=position / 9, test=8)
+    write_tiny_clip(folder)
+    learn_tiny(folder, "lada", TINY_DOMAINS)
+    return folder
+
+
+def learn_tiny(folder: Path, model: str, names: Sequence[str], **method: Any) -> str:
+    """Learn domains that are drawn in a folder, with the tiny encoder there; returns the model's run folder."""
+    from lada_ray.config import StreamConfig
+    from lada_ray.console import Console
+    from lada_ray.stream import run_stream
+
+    values = {
+        "name": model,
+        "storage": str(folder / "storage"),
+        "encoder": {
+            "model": "tiny",
+            "pretrained": str(folder / "tiny.safetensors"),
+            "architecture": str(folder / "tiny.json"),
+        },
+        "views": 1,
+        # A gate of random text features would send every image to the same side.
+        "method": {
+            **{"epochs": 4, "batch_size": 8, "memory_per_class": 2, "mixture_components": 1},
+            **{"fusion": "additive", "alpha": 10, "beta": 20, **method},
+        },
+        "domains": [
+            {"name": name.rpartition("/")[2], "kind": "folder", "root": str(folder / name)} for name in names
+        ],
+        "resources": {"train_workers": 0},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+    }
+    return run_stream(StreamConfig.model_validate(values), console=Console(quiet=True)).folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,15 @@ class FeatureBank:
                 removed += int((~keep).sum())
         self.table.sweep()
         return removed
+
+    def remove_images(self, shas: Collection[str]) -> int:
+        """Remove for good all views of images, and every note that a run needs them; returns how many views."""
+        for entry in list(self.store.list("needs")):
+            if entry.key.endswith("/manifest.json"):
+                PartTable(self.store.child(entry.key.removesuffix("/manifest.json")), NEEDS).remove(
+                    "sha256", shas
+                )
+        return self.table.remove("sha256", shas)
 
     def _needed(self, since: float) -> Iterator[tuple[str, str]]:
         for entry in list(self.store.list("needs")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -59,6 +59,11 @@ class FileIndex:
             rows = zip(*(table[name].to_pylist() for name in VERDICTS.names), strict=True)
             reasons |= {sha: reason for sha, reason, by in rows if by == judge()}
         return reasons
+
+    def remove_images(self, shas: Collection[str]) -> None:
+        """Remove for good what is known of images, by SHA-256; files that are still there are hashed again."""
+        for table in (self.hashes, self.verdicts):
+            table.remove("sha256", shas)
 
     def add_hashes(self, samples: Sequence[Sample], hashes: Mapping[str, str], run: str) -> None:
         """Remember the hashes (by URI) of these samples."""

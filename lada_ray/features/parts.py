@@ -11,7 +11,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -301,6 +302,47 @@ class PartTable:
         self._update(change)
         return len(old)
 
+    def remove(self, column: str, values: Collection[str]) -> int:
+        """Remove for good every row with one of these values; its bytes are gone when this returns.
+
+        Readers in the middle of a part read again. A writer that adds such a row at the same time may have it counted
+        afterwards.
+
+        Returns:
+            How many rows that counted.
+        """
+        self.adopt()
+        removed, wanted = 0, pa.array(sorted(values), pa.string())
+        # Another job may merge parts meanwhile: until a pass finds nothing.
+        while found := [name for name, some in self.scan([column]) if _hits(some[column], wanted).any()]:
+            removed += sum(self._remove_from(name, column, wanted) for name in found)
+        self.sweep(0)
+        self._delete_rubble(column, wanted)
+        return removed
+
+    def _remove_from(self, name: str, column: str, wanted: pa.Array) -> int:
+        part = self.manifest().parts.get(name)
+        if part is None:
+            return 0
+        try:
+            table = self.read(name, self.schema.names)
+        except FileNotFoundError:
+            return 0
+        gone = _hits(table[column], wanted)
+        done = self.rewrite([part], table.filter(pa.array(~gone)), readable=False)
+        return int(gone.sum()) if done else 0
+
+    def _delete_rubble(self, column: str, wanted: pa.Array) -> None:
+        """Delete what killed merges left of such rows; a live one cannot enter it, as its sources were rewritten."""
+        manifest = self.manifest()
+        for entry in list(self.store.list("parts")):
+            name = entry.key.rpartition("/")[2]
+            if name in manifest.parts or name in manifest.retired:
+                continue
+            with suppress(FileNotFoundError):
+                if _hits(self.read(name, [column])[column], wanted).any():
+                    self.store.delete(entry.key)
+
     def _update(self, change: Callable[[Manifest], bool]) -> bool:
         """Apply `change` to the newest manifest; again whenever somebody else was quicker. Whether it changed it."""
         for attempt in range(REPLACE_TRIES):
@@ -317,6 +359,13 @@ class PartTable:
         raise Conflict(
             f"{self.store.uri}/{MANIFEST} changed {REPLACE_TRIES} times while it was being updated"
         )
+
+
+def _hits(column: pa.ChunkedArray, wanted: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which values of a column are wanted, [n]."""
+    import pyarrow.compute as pc
+
+    return pc.is_in(column.cast(pa.string()), wanted).to_numpy(zero_copy_only=False).astype(np.bool_)
 
 
 def row_keys(table: pa.Table, columns: Sequence[str]) -> pd.MultiIndex:

@@ -181,6 +181,27 @@ def _gather(store: Store, kind: Kind, key: str, *chunks: tuple[list[Any], float]
     return kind, sum(seconds for _, seconds in chunks)
 
 
+def remove_fits(bank: FeatureBank, kept: Sequence[ClassImages]) -> int:
+    """Remove every k-means and mixture that is not known to come from these images alone; they can be made again.
+
+    A file does not tell its images; other runs, and folds of a sweep, may have fitted the same ones.
+
+    Returns:
+        How many files.
+    """
+    removed = 0
+    for entry in list(bank.store.list("classes")):
+        kind, _, rest = entry.key.removeprefix("classes/").partition("-")
+        number = rest.partition("-")[0]
+        known = (
+            {images.key(kind, int(number)) for images in kept} if kind in STAGES and number.isdigit() else ()
+        )
+        if entry.key not in known:
+            bank.store.delete(entry.key)
+            removed += 1
+    return removed
+
+
 def stack_mixtures(mixtures: Sequence[Mixture]) -> Mixtures:
     """Concatenate the mixtures of classes 0, 1, ..."""
     labels = np.concatenate([np.full(len(m.weights), j, np.int64) for j, m in enumerate(mixtures)])

@@ -17,6 +17,7 @@ importing it takes a second or two, a fresh SQLite database about two more. `Bac
     repair, registry   logging a run later; loading a model
     pyfunc, served     a model as a folder that `mlflow models serve` serves
     champion           the registry, as a projection of a production model's history
+    withdraw           taking out of it what was forgotten
 """
 
 from lada_ray.config import hide_password
@@ -30,6 +31,7 @@ from lada_ray.tracking.registry import load
 from lada_ray.tracking.repair import log_run
 from lada_ray.tracking.tracker import BackgroundTracker, Tracker
 from lada_ray.tracking.uri import how_to_open
+from lada_ray.tracking.withdraw import withdraw
 
 __all__ = [
     "BackgroundTracker",
@@ -49,4 +51,5 @@ __all__ = [
     "save_pyfunc",
     "tracked",
     "upload_artifacts",
+    "withdraw",
 ]

@@ -17,12 +17,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lada_ray.config import hide_password
 from lada_ray.errors import LadaError
 from lada_ray.lease import Owner
-from lada_ray.tracking.connection import UPLOAD_TIMEOUT_S, connect, quiet_client
+from lada_ray.tracking.connection import UPLOAD_TIMEOUT_S, connect, pages, quiet_client
 from lada_ray.tracking.group import without_passwords
 from lada_ray.tracking.pyfunc import save_pyfunc
 from lada_ray.tracking.stream_run import ROLE_TAG
@@ -106,7 +106,7 @@ def project(
                 raise problem
     # Whatever goes wrong in MLflow, its database, or the network must not cost the model, which is safe in storage.
     except Exception as error:
-        say(_what_failed(error, uri, name))
+        say(what_failed(error, uri, name))
         return False
     if registry.newest > max((version.number for version in versions), default=0):
         say(
@@ -117,7 +117,8 @@ def project(
     return True
 
 
-def _what_failed(error: Exception, uri: str, name: str) -> str:
+def what_failed(error: Exception, uri: str, name: str) -> str:
+    """Say that the registry is behind the history, why, and that this costs nothing; without passwords."""
     told = without_passwords(str(error), uri).rpartition("Caused by")[2]  # where requests tells it
     reason = " ".join(told.split())
     reason = reason if len(reason) <= 300 else f"{reason[:300]}…"
@@ -157,7 +158,7 @@ class _Registry:
 
     def _find_runs(self) -> list[Run]:
         wanted = f"tags.`{ROLE_TAG}` = '{ROLE}'"
-        runs = _pages(partial(self.client.search_runs, [self._experiment_id], wanted, max_results=1000))
+        runs = pages(partial(self.client.search_runs, [self._experiment_id], wanted, max_results=1000))
         return [run for run in runs if run.data.tags.get(MODEL_TAG) == self.name]
 
     def _look(self) -> None:
@@ -165,7 +166,7 @@ class _Registry:
         model = self.client.get_registered_model(self.name)
         self._aliases = {alias: str(number) for alias, number in model.aliases.items()}
         search = partial(self.client.search_model_versions, f"name = '{self.name}'", max_results=1000)
-        found = [entry for entry in _pages(search) if VERSION_TAG in entry.tags]
+        found = [entry for entry in pages(search) if VERSION_TAG in entry.tags]
         found.sort(key=lambda entry: (str(entry.version) not in self._aliases.values(), int(entry.version)))
         self._entries: dict[Key, ModelVersion] = {}
         for entry in found:
@@ -285,14 +286,3 @@ def _key(tags: Mapping[str, str]) -> Key:
 def _number(entry: ModelVersion) -> int:
     text = str(entry.tags[VERSION_TAG])
     return int(text) if text.isdigit() else 0
-
-
-def _pages(search: Callable[..., Any]) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = search(page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found

@@ -8,10 +8,10 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -181,3 +181,15 @@ def _create(database: Path) -> None:
     aside = database.with_name(f"{database.name}.{uuid.uuid4().hex}.new")
     MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
     os.replace(aside, database)
+
+
+def pages(search: Callable[..., Any]) -> list[Any]:
+    """All that a search of MLflow finds, page by page."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found

@@ -1,0 +1,85 @@
+"""Opening a production model: a history for whatever a run has learnt, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lada_ray.console import Console
+from lada_ray.errors import InputError, IntegrityError
+from lada_ray.known import KNOWN_DOMAINS
+from lada_ray.pack import TaskPack
+from lada_ray.production import Production, Settings, plan_again
+from tests.conftest import learn_tiny
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def storage(learnt_three: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(learnt_three / "storage", tmp_path / "storage"))
+
+
+def settings(storage: Path) -> Settings:
+    return Settings(model="lada", storage=str(storage))
+
+
+def test_what_a_run_has_learnt_is_version_1(storage: Path) -> None:
+    with Production.open(settings(storage), QUIET) as production:
+        first = production.champion
+        assert (first.number, first.action, first.state.packs) == (1, "start", production.file.packs)
+        assert list(first.accuracy) == ["fruit", "flags", "toys"]
+        assert [known.name for known in production.known(first.state)] == ["fruit", "flags", "toys"]
+    with Production.open(settings(storage), QUIET) as production:
+        assert production.champion == first
+
+
+def test_a_run_that_did_not_end_is_refused(storage: Path) -> None:
+    (storage / "lada" / KNOWN_DOMAINS).unlink()
+    with (
+        pytest.raises(InputError, match=r"0 of 3 domains.*run_stream\.py --config"),
+        Production.open(settings(storage), QUIET),
+    ):
+        pass
+
+
+def test_learnt_tasks_can_be_planned_from_what_is_known(storage: Path) -> None:
+    with Production.open(settings(storage), QUIET) as production:
+        state = production.champion.state
+        known = production.known(state)
+        identities = production.identities(state.packs)
+        tasks = plan_again(known, identities)
+        assert [task.position for task in tasks] == [0, 1, 2]
+        assert [task.epochs for task in tasks] == [4, 4, 4]
+        assert [len(task.parts[0].views) for task in tasks] == [1, 1, 1]
+        for digest, task, identity in zip(state.packs, tasks, identities, strict=True):
+            meta = TaskPack.read_meta(production.run.model_store, digest)
+            assert [sha for _, sha in meta["samples"]] == task.shas
+            assert identity["labels"] == meta["labels"]
+
+
+def test_another_encoder_is_refused_and_the_way_told(storage: Path, learnt_three: Path) -> None:
+    with Production.open(settings(storage), QUIET) as production:
+        file = production.file
+        other = {**file.encoder, "fingerprint": "0" * 64}
+        from dataclasses import replace
+
+        from lada_ray.model import MODEL
+
+        production.run.model_store.write(MODEL, replace(file, encoder=other).to_bytes())
+        with pytest.raises(
+            IntegrityError, match=r"(?s)other weights now.*jobs/model.py show.*--yaml FILE.*--name NEW"
+        ):
+            production.stream()
+
+
+def test_a_model_with_a_history_is_not_run_on_behind_it(learnt_three: Path, tmp_path: Path) -> None:
+    for path in learnt_three.iterdir():
+        if path.name != "mlflow.db" and "mlruns" not in path.name:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    with Production.open(settings(tmp_path / "storage"), QUIET):
+        pass
+    with pytest.raises(InputError, match=r"it is a production model by now.*show --model NAME --yaml FILE"):
+        learn_tiny(tmp_path, "lada", ["fruit", "flags", "toys"])
