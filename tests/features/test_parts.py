@@ -274,3 +274,25 @@ def test_a_column_that_an_older_version_did_not_write_is_null(tmp_path: Path) ->
     part = add(table_at(tmp_path), "a", 1)
     newer = PartTable(open_store(tmp_path), SCHEMA.append(pa.field("extra", pa.string())))
     assert newer.read(part.name, ["extra", "value"]).to_pydict() == {"extra": [None], "value": [1]}
+
+
+def test_what_is_removed_is_gone_from_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_at(tmp_path)
+    for number in range(1, 7):
+        add(table, "a", number, number + 10)
+    first, second = list(table.manifest().parts.values())[:2]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            table, "exchange", lambda *arguments: False
+        )  # a merge that was killed before it counted
+        table.rewrite([first, second], rows(1, 11, 2, 12))
+    table.write(rows(2, 99), "killed")  # and a writer before it entered its part
+    merged = [table.manifest().parts[name] for name in list(table.manifest().parts)[2:4]]
+    table.rewrite(merged, rows(3, 13, 4, 14))  # its sources stay readable for a day
+
+    assert table.remove("key", {"k2", "k3", "k77"}) == 3
+    assert values(table) == [1, 4, 5, 6, 11, 12, 13, 14, 15, 16, 99]
+    left = [v for name in files(table) for v in table.read(name, ["value"])["value"].to_pylist()]
+    assert sorted(left) == values(table)
+    assert table.remove("key", {"k2"}) == 0
+    assert table.added_by("a") == 12

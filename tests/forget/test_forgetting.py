@@ -310,3 +310,20 @@ def test_endings_of_the_inbox_keep_the_next_tick_away(storage: Path) -> None:
     without(storage)
     assert json.loads(store.read("inbox/f.json"))["said"] == ["it was forgotten"]
     assert json.loads(store.read("inbox/g.json"))["said"] == ["cats"]
+
+
+def test_an_mlflow_that_is_down_is_asked_again(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "publish", lambda production: False)
+        done = without(storage)
+    assert (done.version, done.finished) == (2, False)
+    assert LadaModel.load(storage / "lada" / "model").domains == ["fruit", "toys"]
+    assert is_forgetting(settings(storage).store, model(storage))
+    asked: list[Any] = []
+    monkeypatch.setattr(forgetting, "withdraw", lambda *arguments: bool(asked.append(arguments) or True))
+    with Production.open(settings(storage), QUIET) as production:
+        assert finish_forgetting(production)
+        assert finish_forgetting(production)
+        (arguments,) = asked
+        tombstone = history(model(storage))[-1]
+        assert arguments[4:6] == ({("2", tombstone.digest)}, tombstone.details["tombstone"]["packs"])
