@@ -174,15 +174,6 @@ class Production:
             )
         return stream
 
-    def identities(self, packs: Sequence[str]) -> list[Json]:
-        """What identified each of these packs when it was learnt.
-
-        Raises:
-            IntegrityError: a pack is missing or damaged.
-        """
-        metas = [TaskPack.read_meta(self.run.model_store, digest) for digest in packs]
-        return [{name: meta[name] for name in ("labels", "config", "samples")} for meta in metas]
-
     def promote(self, change: Change) -> Version:
         """Make a change the champion.
 
@@ -214,6 +205,16 @@ class Production:
             return {}
         table = pd.read_csv(io.BytesIO(found[0]), index_col=0)
         return {str(name): float(value) for name, value in table.iloc[-1].items()}
+
+
+def identities_of(model_store: Store, packs: Sequence[str]) -> list[Json]:
+    """What identified each of these packs when it was learnt.
+
+    Raises:
+        IntegrityError: a pack is missing or damaged.
+    """
+    metas = [TaskPack.read_meta(model_store, digest) for digest in packs]
+    return [{name: meta[name] for name in ("labels", "config", "samples")} for meta in metas]
 
 
 def task_of(position: int, known: KnownDomain, identity: Json, before: Sequence[Label] = ()) -> TaskPlan:

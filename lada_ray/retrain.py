@@ -38,7 +38,7 @@ from lada_ray.inbox import (
 from lada_ray.known import KnownDomain
 from lada_ray.model import read_model_file
 from lada_ray.prepare import Stream, choose, encode, pack_identities, plan_tests
-from lada_ray.production import Production, Settings, plan_again
+from lada_ray.production import Production, Settings, identities_of, plan_again
 from lada_ray.publish import is_published, publish, refuse
 from lada_ray.store import Store
 from lada_ray.versions import Change, State, Version, history, read_production
@@ -213,7 +213,7 @@ class Learning:
         prompts = stream.prompts(arrival.domain)
         new = KnownDomain.of(arrival.domain, images.selections[0], prompts, hashes | images.hashes)
         (identity, *_) = pack_identities(stream, images)
-        identities = [*production.identities(champion.state.packs), identity]
+        identities = [*identities_of(production.run.model_store, champion.state.packs), identity]
         tasks = plan_again([*self.known, new], identities)
         name = arrival.entry.fingerprint[:32]
         packs = learn_candidate(production, stream, name, champion.state.packs, tasks, identities)

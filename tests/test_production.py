@@ -11,7 +11,7 @@ from lada_ray.console import Console
 from lada_ray.errors import InputError, IntegrityError
 from lada_ray.known import KNOWN_DOMAINS
 from lada_ray.pack import TaskPack
-from lada_ray.production import Production, Settings, plan_again
+from lada_ray.production import Production, Settings, identities_of, plan_again
 from tests.conftest import learn_tiny
 
 QUIET = Console(quiet=True)
@@ -49,7 +49,7 @@ def test_learnt_tasks_can_be_planned_from_what_is_known(storage: Path) -> None:
     with Production.open(settings(storage), QUIET) as production:
         state = production.champion.state
         known = production.known(state)
-        identities = production.identities(state.packs)
+        identities = identities_of(production.run.model_store, state.packs)
         tasks = plan_again(known, identities)
         assert [task.position for task in tasks] == [0, 1, 2]
         assert [task.epochs for task in tasks] == [4, 4, 4]

@@ -20,7 +20,7 @@ from lada_ray.known import KnownDomain
 from lada_ray.model import cached_pack
 from lada_ray.pack import TaskPack
 from lada_ray.prepare import Stream, fit_all_classes, plan_fit
-from lada_ray.production import Production, plan_again
+from lada_ray.production import Production, identities_of, plan_again
 from lada_ray.run import Json
 
 PER_CLASS = frozenset({"text", "memory", "mask", "prototypes"})
@@ -68,7 +68,9 @@ def remains_of(
     ]
     identities = [
         _identity_without(subject, identity, one)
-        for identity, (_, one, _) in zip(production.identities([d for d, _, _ in left]), left, strict=True)
+        for identity, (_, one, _) in zip(
+            identities_of(production.run.model_store, [d for d, _, _ in left]), left, strict=True
+        )
     ]
     later = dict.fromkeys(one.name for one in known[first + 1 :] if one.name != subject.domain)
     return Remains(
@@ -98,8 +100,6 @@ def _identity_without(subject: Subject, identity: Json, known: KnownDomain) -> J
 def take_out(production: Production, stream: Stream, subject: Subject, remains: Remains) -> tuple[str, ...]:
     """Write the packs that are left, each as it is but for the subject's rows and its parent; returns their digests.
 
-    They are calibrated anew.
-
     Raises:
         InputError: the learner's packs have no rows of their own for each class.
     """
@@ -125,12 +125,16 @@ def take_out(production: Production, stream: Stream, subject: Subject, remains: 
         _keep(production, digest, new, i)
         parent = new.digest
         digests.append(parent)
+    return tuple(digests)
+
+
+def calibrate_again(production: Production, stream: Stream, remains: Remains, packs: Sequence[str]) -> None:
+    """Calibrate packs that were taken out of: theirs went with their digests."""
     plan = plan_fit(stream, tuple(plan_again(remains.known, remains.identities)))
-    # The calibration trains memory on folds; that starts from k-means.
+    # Temperatures come from memory trained on folds, which starts from k-means.
     fit_all_classes(stream, plan.tasks, production.console)
     with production.console.stage("calibrate"):
-        calibrate(plan, production.run.model_store.uri, digests, lambda done, total: None)
-    return tuple(digests)
+        calibrate(plan, production.run.model_store.uri, packs, lambda done, total: None)
 
 
 def _keep(production: Production, old: str, new: TaskPack, position: int) -> None:
