@@ -97,7 +97,7 @@ def _identity_without(subject: Subject, identity: Json, known: KnownDomain) -> J
     return {**identity, "labels": kept, "samples": samples}
 
 
-def take_out(production: Production, stream: Stream, subject: Subject, remains: Remains) -> tuple[str, ...]:
+def take_out(production: Production, subject: Subject, remains: Remains) -> tuple[str, ...]:
     """Write the packs that are left, each as it is but for the subject's rows and its parent; returns their digests.
 
     Raises:
