@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from lada_ray import StreamConfig
+from lada_ray.inbox import scan, validate
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +43,7 @@ def checkout(tmp_path, monkeypatch):
     """A folder that holds what the README's reader has: the checkout, the example's YAML and its images."""
     for name in ("configs", "jobs", "runtime_env.yaml", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "animals.yaml").write_text(*blocks("yaml"))
+    (tmp_path / "animals.yaml").write_text(blocks("yaml")[0])
     for domain, classes in {"pets": ["tabby_cat", "hound"], "birds": ["owl", "snow_goose"]}.items():
         for name in classes:
             folder = tmp_path / "data" / domain / name
@@ -60,6 +62,8 @@ def check_job(words, monkeypatch, expected):
     for name, result in {"log_run": True, "show": None, "run": 0}.items():
         if name in vars(job):
             monkeypatch.setattr(job, name, lambda *given, result=result: worked.append(given) or result)
+    for name, (flags, _) in getattr(job, "COMMANDS", {}).items():
+        monkeypatch.setitem(job.COMMANDS, name, (flags, lambda *given: worked.append(given) or 0))
     if "--help" in words:
         with pytest.raises(SystemExit) as stopped:
             job.main(words[2:])
@@ -117,7 +121,17 @@ def test_every_command_is_accepted(checkout, monkeypatch):
     seen = []
     for words in commands():
         check(words, monkeypatch, seen)
-    jobs = {"run_stream", "log_run", "bank", "compare", "tune_stream", "verify"}
+    jobs = {
+        "run_stream",
+        "log_run",
+        "bank",
+        "compare",
+        "tune_stream",
+        "verify",
+        "retrain",
+        "model",
+        "predict",
+    }
     assert set(seen) == {f"jobs/{job}.py" for job in jobs}
 
 
@@ -126,7 +140,7 @@ def test_first_commands_are_the_two():
 
 
 def test_example_configuration_finds_its_images(checkout, monkeypatch):
-    (block,) = blocks("yaml")
+    block = blocks("yaml")[0]
     assert len([line for line in block.splitlines() if not line.startswith("#")]) <= 10
     check(shlex.split(block.splitlines()[0].removeprefix("# ")), monkeypatch, [])
     config = StreamConfig.from_yaml("animals.yaml")
@@ -138,9 +152,23 @@ def test_example_configuration_finds_its_images(checkout, monkeypatch):
         assert 2 <= len(domain.test) <= 16  # a fifth, chosen by a hash of each path
 
 
+def test_example_card_is_one(checkout):
+    card = blocks("yaml")[1]
+    assert card.startswith("# inbox/birds/domain.yaml\n")
+    inbox = Path("inbox")
+    shutil.copytree(Path("data/birds"), inbox / "birds")
+    (inbox / "birds" / "domain.yaml").write_text(card)
+    (inbox / "birds" / "_READY").touch()
+    (entry,) = scan(inbox).entries
+    arrival = validate(entry, [], "runs")
+    assert (arrival.domain.name, arrival.card.owner) == ("birds", "the bird team")
+
+
 def test_files_that_it_names_exist():
     names = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:md|yaml|txt|py))`|`(Dockerfile)`", README))
+    theirs = {"domain.yaml"}  # an inbox entry's
     missing = [name for pair in names for name in pair if name and not (ROOT / name).exists()]
+    missing = [name for name in missing if name not in theirs]
     assert missing == []
 
 
