@@ -371,6 +371,7 @@ def stream_rows(
     pool: Pool,
     read_images: int,
     encode_rows: int,
+    threads: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Stream the images of a table through CPU tasks to a pool of encoder actors.
 
@@ -382,6 +383,7 @@ def stream_rows(
         pool: number and resources of the actors.
         read_images: images per read task.
         encode_rows: rows of pixels that an actor gets at once.
+        threads: of torch in an actor; None: as many as it reserves cores.
 
     Yields:
         What the actors make of each batch, in the order in which they are done; `raise_stated` tells errors.
@@ -390,7 +392,7 @@ def stream_rows(
 
     quiet_ray_data()
     blocks = max(1, -(-len(table) // read_images))
-    threads = int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2)
+    threads = threads or (int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2))
     rows = (
         ray.data.from_pandas(table)
         .repartition(blocks)

@@ -74,7 +74,15 @@ class Streamed:
         self.calls: list[list[str]] = []
 
     def __call__(
-        self, table: pd.DataFrame, read: Any, actor: Any, arguments: Any, pool: Any, images: int, rows: int
+        self,
+        table: pd.DataFrame,
+        read: Any,
+        actor: Any,
+        arguments: Any,
+        pool: Any,
+        images: int,
+        rows: int,
+        *_: Any,
     ) -> Iterator[dict[str, Any]]:
         self.calls.append([Path(uri).name for uri in table["uri"]])
         worker = actor(*arguments, 1, "cpu")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,9 @@ def test_the_summary_counts(
     assert summary["unseen"] == int(rows["domain"].isna().sum())
     assert summary["share_unseen"] == summary["unseen"] / IMAGES
     told = {(c["domain"], c["class"]): c["images"] for c in summary["classes"]}
-    labels = zip(rows["domain"].where(rows["domain"].notna(), None), rows["class"], strict=True)
-    assert told == pd.Series(list(labels)).value_counts().to_dict()
-    assert (out / "bad_images.csv").read_text() == "path,reason\r\n"
+    domains = [domain if isinstance(domain, str) else None for domain in rows["domain"]]
+    assert told == Counter(zip(domains, rows["class"], strict=True))
+    assert bad_images(out) == {}
     features = model.encode([images / path for path in rows["path"]])
     packs = model.calibration.outliers
     shift = Residuals.of(features, nearest(features, packs), packs).shift
