@@ -34,7 +34,7 @@ accept: install ## measure every issue's bars and print the numbers; ISSUE=2 mea
 lint: install ## check style, types and layers
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: $(BIN)/ruff format ."; exit 1; }
-	@$(BIN)/mypy lada_ray jobs
+	@$(BIN)/mypy lada_ray jobs benchmarks
 	@$(BIN)/lint-imports --no-logo
 
 bench: install ## run the benchmarks

@@ -90,6 +90,10 @@ TRAINED = frozenset({"lada", "joint"})
 """Kinds of learners that train on augmented views; the others solve a task in closed form, on the deterministic one."""
 
 
+LATER: Mapping[str, Any] = {"replay_rows": 512, "pack_precision": "float32"}
+"""Settings of the method that older runs were started without, with their defaults: at these they are not said."""
+
+
 class MethodConfig(BaseModel):
     """The learner, LADA's settings, and its parts that can be switched off."""
 
@@ -130,6 +134,8 @@ class MethodConfig(BaseModel):
     """AdamW's weight decay."""
     batch_size: int = Field(default=64, ge=1)
     """Images per training step, over all workers together."""
+    pack_precision: Literal["float32", "float16"] = "float32"
+    """In which packs keep text features, memory vectors and component means (float16: half the size)."""
 
     @property
     def trains(self) -> bool:
@@ -140,7 +146,10 @@ class MethodConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What of it decides what is learnt; of a learner without settings its kind, and its constants."""
         if self.trains:
-            return self.model_dump(mode="json")
+            said = self.model_dump(mode="json")
+            return {
+                k: v for k, v in said.items() if k not in LATER or v != type(self).model_fields[k].default
+            }
         return {"kind": self.kind, **FIXED.get(self.kind, {})}
 
 

@@ -147,7 +147,7 @@ class LadaHead(Head):
         """Take the memory vectors, pack by pack."""
         self.fusion = self.prediction.fusion
         self._memory = [
-            (torch.tensor(pack.tensors["memory"]), torch.tensor(pack.tensors["mask"]).bool())
+            (torch.tensor(pack.tensors["memory"]).float(), torch.tensor(pack.tensors["mask"]).bool())
             for pack in self.packs
         ]
 

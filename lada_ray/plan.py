@@ -317,4 +317,5 @@ def kept_bytes(method: MethodConfig, width: int, tasks: Sequence[TaskPlan]) -> t
         case "rail_dual":
             # The state's factor and coefficients are in float64.
             return 4 * (text + n * width + int(absorbed @ seen)), 4 * n * width + 8 * n * (n + c)
-    return 4 * text * (1 + method.memory_per_class + method.mixture_components), 0
+    bytes_each = np.dtype(method.pack_precision).itemsize
+    return bytes_each * text * (1 + method.memory_per_class + method.mixture_components), 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from lada_ray.config import StreamConfig
+from lada_ray.config import LATER, StreamConfig
 from lada_ray.domains.base import Domain
 from lada_ray.encoder import EncoderInfo, EncoderSpec
 from lada_ray.errors import Conflict, InputError
@@ -253,7 +253,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         return [f"{prefix}kind: {old['kind']} in the run, {new['kind']} now"]
     lines = []
     for key in dict.fromkeys([*old, *new]):
-        a, b = old.get(key), new.get(key)
+        a, b = old.get(key, LATER.get(key)), new.get(key, LATER.get(key))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -18,13 +18,15 @@ import numpy.typing as npt
 
 from lada_ray.cluster import result
 from lada_ray.features.bank import FeatureBank
-from lada_ray.method.memory import init_memory, stack_memory
-from lada_ray.method.mixture import Mixture, fit_mixture
+from lada_ray.method.memory import init_memories, stack_memory
+from lada_ray.method.mixture import Mixture, fit_mixtures
 from lada_ray.store import Store
 from lada_ray.views import TEST_VIEW
 
-# Classes fitted by one Ray task: about a second of work.
-CHUNK = 32
+# Images fitted by one Ray task, in whole classes: a fraction of a second of work where the classes are small.
+CHUNK_IMAGES = 4096
+# Raised when a fit changes by more than rounding: what was kept before is then made anew.
+ALGORITHM = 2
 Kind = Literal["memory", "mixture"]
 STAGES: dict[Kind, str] = {"memory": "k-means", "mixture": "mixtures"}
 
@@ -43,11 +45,21 @@ class ClassImages:
             groups[label].append(sha)
         return cls(tuple(tuple(sorted(group)) for group in groups))
 
+    def chunks(self) -> list[tuple[int, int]]:
+        """What one Ray task fits: (first class, class after the last), of at least one class."""
+        chunks, start, images = [], 0, 0
+        for j, group in enumerate(self.classes):
+            if images and images + len(group) > CHUNK_IMAGES:
+                chunks.append((start, j))
+                start, images = j, 0
+            images += len(group)
+        return [*chunks, (start, len(self.classes))]
+
     def key(self, kind: Kind, number: int) -> str:
         """Names the result of fitting `number` memory vectors or components to each of these classes."""
         import sklearn
 
-        said = json.dumps([kind, number, sklearn.__version__, self.classes])
+        said = json.dumps([kind, number, ALGORITHM, sklearn.__version__, self.classes])
         return f"classes/{kind}-{number}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
 
 
@@ -114,8 +126,7 @@ def fit_classes(
     features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
     pending: dict[Any, int] = {}
     for m in missing:
-        starts = range(0, len(m.images.classes), CHUNK)
-        chunks = [fit.remote(features[m.images], m.kind, m.number, start) for start in starts]
+        chunks = [fit.remote(features[m.images], m.kind, m.number, *chunk) for chunk in m.images.chunks()]
         key = m.images.key(m.kind, m.number)
         pending[gather.remote(bank.store, m.kind, key, *chunks)] = len(m.images.classes)
     return _collect(pending, progress)
@@ -127,9 +138,7 @@ def fit_classes_here(
     """The same in this process, which is one of many that do not wait for each other; arguments as of `fit_classes`."""
     for m in _missing(bank, domains, vectors, components):
         features = _features(bank, m.images)
-        chunks = [
-            _fit_chunk(features, m.kind, m.number, start) for start in range(0, len(m.images.classes), CHUNK)
-        ]
+        chunks = [_fit_chunk(features, m.kind, m.number, *chunk) for chunk in m.images.chunks()]
         _gather(bank.store, m.kind, m.images.key(m.kind, m.number), *chunks)
 
 
@@ -163,15 +172,15 @@ def _features(bank: FeatureBank, images: ClassImages) -> list[npt.NDArray[np.flo
 
 
 def _fit_chunk(
-    features: list[npt.NDArray[np.float32]], kind: Kind, number: int, start: int
+    features: list[npt.NDArray[np.float32]], kind: Kind, number: int, start: int, stop: int
 ) -> tuple[list[Any], float]:
-    """Fit `CHUNK` classes from `start` on; returns the fits and the seconds they took."""
+    """Fit the classes from `start` to before `stop`; returns the fits and the seconds they took."""
     started = time.perf_counter()
-    part = features[start : start + CHUNK]
+    part = features[start:stop]
     if kind == "memory":
         unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in part]
-        return [init_memory(f, number) for f in unit], time.perf_counter() - started
-    return [fit_mixture(f, number) for f in part], time.perf_counter() - started
+        return init_memories(unit, number), time.perf_counter() - started
+    return fit_mixtures(part, number), time.perf_counter() - started
 
 
 def _gather(store: Store, kind: Kind, key: str, *chunks: tuple[list[Any], float]) -> tuple[str, float]:

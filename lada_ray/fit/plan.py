@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +73,11 @@ class TaskPlan:
     def classes(self) -> int:
         """Number of its classes."""
         return sum(len(part.prompts) for part in self.parts)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that it says; asked for at every checkpoint of this task and of those after it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -254,18 +254,27 @@ def _fit(plan: FitPlan, task: TaskPlan, learner: TaskLearner, ledger: Ledger, te
     ]
     means = [sum(part) / len(part) for part in per_epoch]
     mixtures = _read_mixtures(plan, task)
-    tensors = pack_tensors(learner.learnt(), learner.task.mask, mixtures)
+    tensors = pack_tensors(learner.learnt(), learner.task.mask, mixtures, plan.settings.pack_precision)
     counts = {"mixture_components": len(mixtures.weights)}
     return Fitted(tensors, started, time.time() - started, means, counts)
 
 
-def pack_tensors(learnt: Learnt, mask: npt.NDArray[np.bool_], mixtures: Mixtures) -> Tensors:
+def pack_tensors(
+    learnt: Learnt, mask: npt.NDArray[np.bool_], mixtures: Mixtures, precision: str = "float32"
+) -> Tensors:
     """What a pack keeps of a task of c classes with M mixture components.
 
     Returns:
-        text [c, d], memory [c, L, d], mask [c, L] uint8, means [M, d], variances [M], weights [M], labels [M].
+        text [c, d], memory [c, L, d], mask [c, L] uint8, means [M, d], variances [M], weights [M], labels [M]; those
+        with a width of d in this precision.
     """
-    return {"text": learnt.text, "memory": learnt.memory, "mask": mask.astype(np.uint8), **asdict(mixtures)}
+    tensors = {
+        "text": learnt.text,
+        "memory": learnt.memory,
+        "mask": mask.astype(np.uint8),
+        **asdict(mixtures),
+    }
+    return {**tensors, **{name: tensors[name].astype(precision) for name in ("text", "memory", "means")}}
 
 
 def _checkpoint(plan: FitPlan, task: TaskPlan, learner: TaskLearner, losses: list[float]) -> bytes:
@@ -287,7 +296,7 @@ def _resume(plan: FitPlan, task: TaskPlan, learner: TaskLearner, data: bytes | N
 
 def checkpoint_key(plan: FitPlan, task: TaskPlan) -> str:
     """Identifies what a training state belongs to: the task, everything before it, and the settings."""
-    before = [asdict(t) for t in plan.tasks[: task.position + 1]]
+    before = [t.digest for t in plan.tasks[: task.position + 1]]
     said = [before, asdict(plan.settings), plan.seed, plan.bank.store.uri]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

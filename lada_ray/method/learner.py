@@ -16,7 +16,7 @@ from torch import Tensor
 from lada_ray.method import draws
 from lada_ray.method.mixture import replay_features
 from lada_ray.method.objective import Classifier, Rows, weighted_loss_backward
-from lada_ray.method.replay import ReplayRows
+from lada_ray.method.replay import ReplayRows, importance, pulls
 from lada_ray.method.settings import LadaSettings
 from lada_ray.method.tuner import CausalTextTower, TextTuner
 
@@ -199,8 +199,7 @@ class TaskLearner:
         )
         if not self.settings.replay:
             self.components = tuple(t[:0] for t in self.components)
-        weights = self.components[2].cpu().numpy()
-        self.replay = ReplayRows(weights, self.settings.replay_rows, self.seed, self.task.position)
+        self._replay: ReplayRows | None = None
 
     def _place_task(self, tower: CausalTextTower | None) -> None:
         self.memory = self._tensor(self.task.memory).clone().requires_grad_(self.settings.alpha != 0)
@@ -256,19 +255,41 @@ class TaskLearner:
         labels = labels + len(self.old.text) if self.columns is None else self.columns[labels]
         return features, labels, torch.ones(len(images), device=self.device)
 
-    def _replayed(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _choose_replay(self) -> ReplayRows:
+        """What decides the components of each step, where there are more than the budget allows.
+
+        It depends on the state in which the task starts, so that going on from a checkpoint changes nothing.
+        """
+        means, _, weights, labels = self.components
+        new = Classifier(F.normalize(self.text, dim=-1), self._tensor(self.task.memory), self.mask)
+        pull = pulls(F.normalize(means, dim=-1), labels, self.old, new, self.scales)
+        # All workers must draw the same rows, though the last bits of what they compute may differ.
+        self._sum_over_workers([pull if self.shard[0] == 0 else pull.zero_()])
+        found = importance(weights.cpu().numpy(), pull.cpu().numpy())
+        return ReplayRows(found, self.settings.replay_rows or 1, self.seed, self.task.position)
+
+    def _drawn(self, step: int) -> tuple[int, tuple[Tensor, ...]]:
+        """How many components are replayed at a step, and this worker's share: means, variances, weights, labels."""
         rank, workers = self.shard
-        drawn, factor = self.replay.draw(step)
+        budget = self.settings.replay_rows
+        if budget is None or len(self.components[0]) <= budget:
+            return len(self.components[0]), tuple(t[rank::workers] for t in self.components)
+        self._replay = self._replay or self._choose_replay()
+        drawn, factor = self._replay.draw(step)
         own = self._tensor(drawn[rank::workers])
         means, variances, weights, labels = (t[own] for t in self.components)
+        return len(drawn), (means, variances, weights * self._tensor(factor[rank::workers]), labels)
+
+    def _replayed(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        rank, workers = self.shard
+        rows, (means, variances, weights, labels) = self._drawn(step)
         noise = None
-        if self.settings.replay_noise and len(drawn):
-            shape = (len(drawn), means.shape[1])
+        if self.settings.replay_noise and rows:
+            shape = (rows, means.shape[1])
             noise = self._tensor(
                 draws.replay_noise(self.seed, self.task.position, step, *shape)[rank::workers]
             )
-        weights = self.settings.replay_weight * weights * self._tensor(factor[rank::workers])
-        return replay_features(means, variances, noise), labels, weights
+        return replay_features(means, variances, noise), labels, self.settings.replay_weight * weights
 
     def _sum_over_workers(self, tensors: list[Tensor | None]) -> None:
         if self.all_reduce is None:

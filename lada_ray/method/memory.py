@@ -8,11 +8,23 @@ classes) matrix, as a cache-style classifier would use, is never built.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
+
+from lada_ray.method.kmeans import (
+    MOST_IMAGES,
+    batches,
+    distinct_counts,
+    distinct_rows,
+    inner_products,
+    kmeans,
+    one_thread,
+)
 
 # The method keeps these fixed, whatever the run's seed: runs with the same shots share their k-means.
 KMEANS_SEED = 42
@@ -20,12 +32,6 @@ KMEANS_INITS = 10
 
 # Affinities [N, classes, L] held at once without gradients: 2^25 float32 are 128 MiB.
 MAX_AFFINITIES = 2**25
-
-
-def distinct_rows(features: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """The distinct rows of `features` [n, d], in order of first appearance."""
-    _, first = np.unique(features, axis=0, return_index=True)
-    return features[np.sort(first)]
 
 
 def init_memory(unit_features: npt.NDArray[np.floating], vectors: int) -> npt.NDArray[np.float32]:
@@ -40,11 +46,45 @@ def init_memory(unit_features: npt.NDArray[np.floating], vectors: int) -> npt.ND
         k-means centres (10 inits, fixed seed), [λ1, d]; with λ1 or fewer distinct images the distinct
         features themselves, [distinct, d]. Centres are means of unit vectors, not normalised again.
     """
-    distinct = distinct_rows(unit_features)
+    return init_memories([unit_features], vectors)[0]
+
+
+def init_memories(classes: Sequence[npt.NDArray[np.floating]], vectors: int) -> list[npt.NDArray[np.float32]]:
+    """`init_memory` of many classes, each [n_j, d]: those with equally many images are done at once.
+
+    The vectors of a class do not depend, in any bit, on the classes that are done with it.
+    """
+    made: dict[int, npt.NDArray[np.float32]] = {}
+    with one_thread():
+        for group in batches([len(rows) for rows in classes], vectors * KMEANS_INITS):
+            made |= zip(group, _init_equal([classes[j] for j in group], vectors), strict=True)
+    return [made[j] for j in range(len(classes))]
+
+
+def _init_equal(classes: Sequence[npt.NDArray[np.floating]], vectors: int) -> list[npt.NDArray[np.float32]]:
+    """Initial memory of classes of equally many images."""
+    images = len(classes[0])
+    if images <= vectors:
+        return [distinct_rows(rows).astype(np.float32) for rows in classes]
+    rows = np.stack(classes).astype(np.float64)
+    if images > MOST_IMAGES:
+        return [_init_large(one, vectors) for one in rows]
+    gram = inner_products(rows)
+    many = distinct_counts(rows, gram) > vectors
+    made = {b: distinct_rows(classes[b]).astype(np.float32) for b in np.flatnonzero(~many).tolist()}
+    if many.any():
+        centres = kmeans(gram[many], vectors, KMEANS_INITS, KMEANS_SEED).coefficients @ rows[many]
+        made |= zip(np.flatnonzero(many).tolist(), centres.astype(np.float32), strict=True)
+    return [made[b] for b in range(len(classes))]
+
+
+def _init_large(rows: npt.NDArray[np.float64], vectors: int) -> npt.NDArray[np.float32]:
+    """Initial memory of one class of many images, with scikit-learn itself."""
+    distinct = distinct_rows(rows)
     if len(distinct) <= vectors:
         return distinct.astype(np.float32)
-    kmeans = KMeans(n_clusters=vectors, n_init=KMEANS_INITS, random_state=KMEANS_SEED)
-    return kmeans.fit(unit_features.astype(np.float64)).cluster_centers_.astype(np.float32)
+    model = KMeans(n_clusters=vectors, n_init=KMEANS_INITS, random_state=KMEANS_SEED)
+    return model.fit(rows).cluster_centers_.astype(np.float32)
 
 
 def stack_memory(

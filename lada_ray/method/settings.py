@@ -34,6 +34,8 @@ class LadaSettings:
     """Peak learning rate of the one-cycle schedule."""
     weight_decay: float = 5e-4
     batch_size: int = 64
+    pack_precision: Literal["float32", "float16"] = "float32"
+    """In which text features, memory vectors and component means are kept."""
 
 
 # RAIL's as published (method.rail says what each is).

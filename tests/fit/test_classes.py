@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from lada_ray.features.bank import FeatureBank
+from lada_ray.fit import classes as module
 from lada_ray.fit.classes import (
-    CHUNK,
+    CHUNK_IMAGES,
     ClassImages,
     fit_classes,
     fit_classes_here,
@@ -65,8 +67,8 @@ def test_what_is_known_is_not_fitted_again(tiny_world: TinyWorld) -> None:
 
 
 def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None:
-    classes = CHUNK + 3
-    shas = [f"{j:03}-{i}" for j in range(classes) for i in range(2)]
+    classes = CHUNK_IMAGES // 2 + 3
+    shas = [f"{j:05}-{i}" for j in range(classes) for i in range(2)]
     features = np.random.default_rng(0).normal(size=(len(shas), 4)).astype(np.float32)
     bank = FeatureBank(open_store(tmp_path), "key", 4)
     bank.table.enter([bank.write(shas, ["test"] * len(shas), features, "r")])
@@ -103,8 +105,8 @@ def test_in_this_process_they_are_the_same_bytes(tiny_world: TinyWorld, tmp_path
 
 
 def test_in_this_process_more_classes_than_a_chunk_holds(tmp_path: Path) -> None:
-    classes = CHUNK + 3
-    shas = [f"{j:03}-{i}" for j in range(classes) for i in range(2)]
+    classes = CHUNK_IMAGES // 2 + 3
+    shas = [f"{j:05}-{i}" for j in range(classes) for i in range(2)]
     features = np.random.default_rng(0).normal(size=(len(shas), 4)).astype(np.float32)
     bank = FeatureBank(open_store(tmp_path), "key", 4)
     bank.table.enter([bank.write(shas, ["test"] * len(shas), features, "r")])
@@ -113,6 +115,14 @@ def test_in_this_process_more_classes_than_a_chunk_holds(tmp_path: Path) -> None
     means = features.reshape(classes, 2, 4).astype(np.float64).mean(axis=1)
     assert read_memory(bank, images, 3).memory.shape == (classes, 2, 4)
     np.testing.assert_allclose(read_mixtures(bank, images, 1).means, means, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_holds_whole_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_IMAGES", 10)
+    sizes = [4, 4, 4, 30, 1, 9, 1]
+    images = ClassImages(tuple(tuple(map(str, range(size))) for size in sizes))
+    assert images.chunks() == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
+    assert ClassImages((("a",),)).chunks() == [(0, 1)]
 
 
 def test_mixtures_are_stacked_in_class_order() -> None:

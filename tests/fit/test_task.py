@@ -363,6 +363,32 @@ def test_what_is_trained_on_is_what_predicts_when_a_class_is_learnt_again() -> N
     )
 
 
+def test_packs_in_half_precision_are_half_as_large() -> None:
+    random = np.random.default_rng(0).standard_normal((3, 4, 8), np.float32)
+    mixtures = Mixtures(random[0], np.full(4, 1e-6, np.float32), np.ones(4, np.float32), np.arange(4))
+    learnt, mask = Learnt(random[:, 0], random), np.ones((3, 4), np.bool_)
+    whole, half = pack_tensors(learnt, mask, mixtures), pack_tensors(learnt, mask, mixtures, "float16")
+    for name in ("text", "memory", "means"):
+        assert half[name].dtype == np.float16
+        assert 2 * half[name].nbytes == whole[name].nbytes
+        np.testing.assert_allclose(half[name], whole[name], rtol=5e-4, atol=1e-6)
+    for name in ("variances", "weights", "labels", "mask"):  # variances may be as small as 1e-6
+        np.testing.assert_array_equal(half[name], whole[name])
+    seen = extend(extend(Seen.nothing(8), half), half)
+    assert {a.dtype for a in (seen.text, seen.memory, seen.means, seen.variances)} == {np.dtype(np.float32)}
+
+
+def test_a_stream_of_packs_in_half_precision(tiny_world: TinyWorld, undisturbed: list[Fitted]) -> None:
+    """The second task builds on what the first one's pack says, as after a restart; predictions stay."""
+    plan = tiny_world.plan()
+    plan = replace(plan, settings=replace(plan.settings, pack_precision="float16"))
+    ledger = MemoryLedger(32)
+    learn_remaining(plan, ledger, "cpu")
+    for one, other in zip(ledger.fitted, undisturbed, strict=True):
+        assert one.tensors["memory"].dtype == np.float16
+        np.testing.assert_allclose(one.tensors["memory"], other.tensors["memory"], atol=2e-3)
+
+
 def learn_with(world: TinyWorld, workers: int, storage: str) -> tuple[str, tuple[str, ...]]:
     """Learn both domains in Ray Train; returns the model's folder and its digests."""
     config = world.config(f"workers-{workers}")

@@ -178,10 +178,13 @@ class Meeting:
         return reduce
 
 
-@pytest.mark.parametrize("workers", [2, 13])
-def test_workers_share_one_gradient(workers: int, model: nn.Module, task: TaskData, seen: Seen) -> None:
+@pytest.mark.parametrize(("workers", "rows"), [(2, 512), (13, 512), (2, 2), (13, 2)])
+def test_workers_share_one_gradient(
+    workers: int, rows: int, model: nn.Module, task: TaskData, seen: Seen
+) -> None:
     """13 workers: more than rows of the current task (8) and components (3), so some have nothing at all."""
-    alone = TaskLearner(task, seen, CausalTextTower(model), TAU, SETTINGS, 3)
+    settings = replace(SETTINGS, replay_rows=rows)
+    alone = TaskLearner(task, seen, CausalTextTower(model), TAU, settings, 3)
     alone_loss, meeting = alone.step(), Meeting(workers)
     learners = [
         TaskLearner(
@@ -189,7 +192,7 @@ def test_workers_share_one_gradient(workers: int, model: nn.Module, task: TaskDa
             seen,
             CausalTextTower(model),
             TAU,
-            SETTINGS,
+            settings,
             3,
             shard=(r, workers),
             all_reduce=meeting.all_reduce(r),

@@ -1,0 +1,84 @@
+"""Measuring: interleaved repeats and their median; peak memory in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: bool = True
+) -> dict[str, float]:
+    """Median seconds of each function, called in turn: what the machine does meanwhile strikes all alike.
+
+    Args:
+        functions: by name.
+        repeats: of each.
+        warm_up: call each once before, untimed.
+    """
+    if warm_up:
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def paired_ratio(
+    over: Callable[[], Any], under: Callable[[], Any], repeats: int
+) -> tuple[float, dict[str, float]]:
+    """Seconds of the first over the second: the median of the ratios of neighbouring calls, and both medians."""
+    over(), under()
+    pairs = []
+    for _ in range(repeats):
+        times = []
+        for function in (over, under):
+            started = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - started)
+        pairs.append(times)
+    return median(a / b for a, b in pairs), {
+        "over": median(a for a, _ in pairs),
+        "under": median(b for _, b in pairs),
+    }
+
+
+def fresh(function: str, **arguments: Any) -> dict[str, Any]:
+    """Call a function of this package in a fresh process.
+
+    Args:
+        function: "module:name" below `benchmarks`; takes and returns what JSON can hold.
+        arguments: by name.
+
+    Returns:
+        "value", what it returned, and "peak_bytes", the largest resident memory of its process.
+    """
+    command = [sys.executable, "-m", "benchmarks.timing", function, json.dumps(arguments)]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{function} failed in its process:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _main(function: str, arguments: str) -> None:
+    module, _, name = function.partition(":")
+    value = getattr(import_module(f"benchmarks.{module}"), name)(**json.loads(arguments))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    sys.stdout.write(json.dumps({"value": value, "peak_bytes": peak}) + "\n")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
