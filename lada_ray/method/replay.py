@@ -42,11 +42,22 @@ def pulls(
         [M], in 0..1.
     """
     parts = [torch.zeros(0, device=unit_means.device)]
+    blocks = _newest_blocks(old)
     for z, label in zip(unit_means.split(PULLS), labels.split(PULLS), strict=True):
-        own = _own_logits(z, Classifier(*(t[label] for t in old)), scales)
+        block = blocks[label]
+        own = _own_logits(z, Classifier(old.text[label], old.memory[block], old.mask[block]), scales)
         logits = torch.cat([own[:, None], class_logits(z, new, *scales)], dim=1)
         parts.append(logits.softmax(1)[:, 1:].norm(dim=1))
     return torch.cat(parts)
+
+
+def _newest_blocks(old: Classifier) -> Tensor:
+    """The block of memory that stands for each class here, [C]: of several, the newest."""
+    blocks = torch.arange(len(old.memory), device=old.text.device)
+    if old.owner is None:
+        return blocks
+    newest = torch.zeros(len(old.text), dtype=torch.int64, device=old.text.device)
+    return newest.scatter_reduce(0, old.owner, blocks, "amax")
 
 
 def _own_logits(z: Tensor, own: Classifier, scales: tuple[float, float, float]) -> Tensor:

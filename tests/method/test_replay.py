@@ -127,7 +127,7 @@ def test_pulls_are_the_softmax_over_the_new_classes() -> None:
             TAU * float(row @ text)
             + alpha * sum(math.exp(-beta * (1 - float(row @ w))) for w in vectors[exists])
             for text, vectors, exists in [
-                tuple(part[s.labels[i]] for part in old),
+                tuple(part[s.labels[i]] for part in old[:3]),
                 *zip(new.text, new.memory, new.mask, strict=True),
             ]
         ]
@@ -191,3 +191,16 @@ def test_going_on_from_a_checkpoint_draws_the_same() -> None:
     second.load_state_dict(first.state_dict())
     assert [second.step() for _ in range(6)] == losses[6:]
     np.testing.assert_array_equal(second.learnt().memory, whole.learnt().memory)
+
+
+def test_of_several_blocks_of_a_class_the_newest_pulls() -> None:
+    torch.manual_seed(0)
+    text, memory = torch.randn(2, 4), torch.randn(3, 2, 4)
+    mask, means, labels = torch.ones(3, 2, dtype=torch.bool), torch.randn(2, 4), torch.tensor([0, 1])
+    new = Classifier(torch.randn(1, 4), torch.randn(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
+    several = Classifier(text, memory, mask, torch.tensor([0, 1, 0]))
+    alone = Classifier(text, memory[[2, 1]], mask[:2])
+    scales = (1.0, 1.0, 1.0)
+    torch.testing.assert_close(
+        pulls(means, labels, several, new, scales), pulls(means, labels, alone, new, scales)
+    )
