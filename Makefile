@@ -29,7 +29,7 @@ test: install ## run the tests (at most 15 minutes on 2 cores); ARGS="tests/test
 	@$(BIN)/python -m pytest -q -m "not accept" $(ARGS)
 
 accept: install ## measure every issue's bars and print the numbers; ISSUE=2 measures one issue's (at most 90 minutes each)
-	@$(BIN)/python -m pytest -m accept -s --timeout 5400 $(if $(ISSUE),tests/accept/test_issue_$(ISSUE).py,tests) $(ARGS)
+	@$(BIN)/python -m pytest -m accept -s --timeout 5400 $(if $(ISSUE),tests/accept/test_issue_$(ISSUE)*.py,tests) $(ARGS)
 
 lint: install ## check style, types and layers
 	@$(BIN)/ruff check --quiet .

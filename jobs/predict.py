@@ -11,13 +11,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
-from lada_ray.command_line import parse_flags
-from lada_ray.config import ResourceConfig, in_submitted_job, is_relative
+from lada_ray.command_line import NAMED, parse_flags
+from lada_ray.config import ResourceConfig, Storage
 from lada_ray.console import Console, quiet_libraries
-from lada_ray.domains.base import STRICT, absolute
+from lada_ray.domains.base import STRICT, Location
 from lada_ray.errors import LadaError
 
 
@@ -26,55 +27,24 @@ class Flags(BaseModel):
 
     model_config = STRICT
 
-    model: str | None = Field(default=None, validate_default=True)
-    """Folder or URI of a model; or models:/name@alias or models:/name/version of MLflow (null: must be given)."""
-    images: str | None = Field(default=None, validate_default=True)
-    """Folder, or s3:// or gs:// prefix, with the images, in folders of it too (null: must be given)."""
-    out: str | None = Field(default=None, validate_default=True)
-    """Folder of its own, or s3:// or gs:// prefix, for what is predicted (null: must be given)."""
+    model: Annotated[str, NAMED]
+    """Folder or URI of a model; or models:/name@alias or models:/name/version of MLflow."""
+    images: Annotated[Location, NAMED]
+    """Folder, or s3:// or gs:// prefix, with the images, in folders of it too."""
+    out: Annotated[Storage, NAMED]
+    """Folder of its own, or s3:// or gs:// prefix, for what is predicted."""
     classes: tuple[str, ...] = ()
     """Names of classes that the model has not learnt, to be recognised too, by name alone."""
     top_k: int = Field(default=1, ge=1)
     """Classes to tell for each image, best first; above 1, in the columns domains, classes and scores."""
     unknown: float | None = Field(default=None, gt=0, le=1)
     """Flag images whose score is lower as unknown (null: no such column)."""
-    suggest: str | None = None
+    suggest: Location | None = None
     """Inbox, a folder or s3:// or gs:// prefix: write the images that the model does not know there, to be labelled."""
-    encoders: int | None = Field(default=None, ge=1)
-    """Encoder actors (null: one per GPU, or what the CPUs allow)."""
-    gpus_per_encoder: float | None = Field(default=None, ge=0)
-    """GPUs of each (null: 1 where there are GPUs)."""
-    cpus_per_encoder: float | None = Field(default=None, gt=0)
-    """CPUs of each (null: half of a machine's without GPUs, else 1)."""
     fresh: bool = False
     """Remove what was predicted into the same folder before, and start over."""
-
-    @field_validator("model", "images", "out")
-    @classmethod
-    def _given(cls, value: str | None) -> str:
-        if value is None or not value.strip():
-            raise ValueError("must be given")
-        return value
-
-    @field_validator("suggest")
-    @classmethod
-    def _inbox(cls, value: str | None) -> str | None:
-        return value and absolute(value)
-
-    @field_validator("images")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        return absolute(value)
-
-    @field_validator("out")
-    @classmethod
-    def _kept(cls, value: str) -> str:
-        if (is_relative(value) and in_submitted_job()) or in_submitted_job({}, absolute(value)):
-            raise ValueError(
-                f"{value!r} lies in this job's working folder, which is deleted with the Ray session; give an absolute "
-                "path that lasts, or s3://… or gs://…"
-            )
-        return absolute(value)
+    resources: ResourceConfig = ResourceConfig()
+    """Encoder actors; nothing is trained."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,14 +74,9 @@ def run(flags: Flags, console: Console, given: Sequence[str]) -> int:
     from lada_ray.prediction.summary import show
 
     options = Options(flags.classes, flags.top_k, flags.unknown)
-    resources = ResourceConfig(
-        encoders=flags.encoders,
-        gpus_per_encoder=flags.gpus_per_encoder,
-        cpus_per_encoder=flags.cpus_per_encoder,
-    )
     console.say(f"{flags.images} -> {flags.out}")
     result = predict_folder(
-        str(flags.model), str(flags.images), str(flags.out), options, resources, flags.fresh, console
+        flags.model, flags.images, flags.out, options, flags.resources, flags.fresh, console
     )
     show(result.folder, result.summary, bool(result.new), console)
     console.say(f"predictions:\n  {result.parts}")

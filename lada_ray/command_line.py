@@ -6,7 +6,7 @@ import argparse
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -214,6 +214,8 @@ def _help(field: FieldInfo) -> str:
 
 def _metavar(annotation: Any) -> str:
     """What kind of value a flag takes, in a word."""
+    if get_origin(annotation) is Annotated:
+        return _metavar(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return "{" + ",".join(map(str, get_args(annotation))) + "}"
     options = [option for option in get_args(annotation) if option is not type(None)]

@@ -195,8 +195,7 @@ def check_storage(storage: str) -> str:
     if lost:
         raise ValueError(
             f"{storage!r} lies in this job's working folder {os.getcwd()}, which is deleted with the "
-            "Ray session; pass --storage with the absolute path of a folder that all nodes share, or "
-            "s3://… or gs://…"
+            "Ray session; give the absolute path of a folder that all nodes share, or s3://… or gs://…"
         )
     return absolute(storage)
 

@@ -289,7 +289,7 @@ def test_inside_a_submitted_job_storage_must_be_absolute(
     working.mkdir(parents=True)
     monkeypatch.chdir(working)
     expected = (
-        f"this job's working folder {working}, which is deleted with the Ray session; pass --storage with "
+        f"this job's working folder {working}, which is deleted with the Ray session; give "
         "the absolute path of a folder that all nodes share, or s3://… or gs://…"
     )
     assert problems(small, {"storage": "runs"}) == [f"storage: 'runs' lies in {expected}"]

@@ -365,7 +365,9 @@ def test_what_is_trained_on_is_what_predicts_when_a_class_is_learnt_again() -> N
 
 def test_packs_in_half_precision_are_half_as_large() -> None:
     random = np.random.default_rng(0).standard_normal((3, 4, 8), np.float32)
-    mixtures = Mixtures(random[0], np.full(4, 1e-6, np.float32), np.ones(4, np.float32), np.array([0, 1, 2, 2]))
+    mixtures = Mixtures(
+        random[0], np.full(4, 1e-6, np.float32), np.ones(4, np.float32), np.array([0, 1, 2, 2])
+    )
     learnt, mask = Learnt(random[:, 0], random), np.ones((3, 4), np.bool_)
     whole, half = pack_tensors(learnt, mask, mixtures), pack_tensors(learnt, mask, mixtures, "float16")
     for name in ("text", "memory", "means"):

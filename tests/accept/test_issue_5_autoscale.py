@@ -26,7 +26,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # What the fake provider calls the node that it did not start, and its type.
 HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 IDLE_S = 6
