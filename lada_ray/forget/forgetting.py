@@ -78,6 +78,8 @@ def forget(
     """
     console = console or Console()
     with Production.open(settings, console) as production:
+        # Where MLflow is unknown that is told before anything changes.
+        _ = production.mlflow
         finish_forgetting(production)
         records = read_records(production.store)
         if not records_of(subject, records):

@@ -125,12 +125,17 @@ def take_out(production: Production, stream: Stream, subject: Subject, remains: 
         _keep(production, digest, new, i)
         parent = new.digest
         digests.append(parent)
+    _calibrate(production, stream, remains, digests)
+    return tuple(digests)
+
+
+def _calibrate(production: Production, stream: Stream, remains: Remains, digests: Sequence[str]) -> None:
+    """Calibrate packs that are new, as those are that were learnt."""
     plan = plan_fit(stream, tuple(plan_again(remains.known, remains.identities)))
     # The calibration trains memory on folds; that starts from k-means.
     fit_all_classes(stream, plan.tasks, production.console)
     with production.console.stage("calibrate"):
         calibrate(plan, production.run.model_store.uri, digests, lambda done, total: None)
-    return tuple(digests)
 
 
 def _keep(production: Production, old: str, new: TaskPack, position: int) -> None:
