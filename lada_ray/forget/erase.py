@@ -78,9 +78,10 @@ def _erase_packs(production: Production, subject: Subject) -> None:
     versions = restorable(production.versions)
     dead = packs_of(subject, model_store, {digest for v in versions for digest in v.state.packs})
     for digest in dead:
-        _delete_below(model_store, f"packs/{digest}")
+        # The pack goes last: while it is there the rest is found again.
         model_store.delete(calibration_key(digest))
         store.delete(f"tasks/{digest}.json")
+        _delete_below(model_store, f"packs/{digest}")
     _delete_below(model_store, "candidates")
     newest = production.champion.state.packs[-1]
     _delete_below(store, SOLVER, lambda key: newest not in key)

@@ -18,7 +18,7 @@ from lada_ray.domains.base import Domain, did_you_mean
 from lada_ray.errors import InputError
 from lada_ray.features.bank import FeatureBank, banks
 from lada_ray.forget.erase import erase
-from lada_ray.forget.packs import Remains, calibrate_again, learn_again, remains_of, take_out
+from lada_ray.forget.packs import Remains, learn_again, remains_of, take_out
 from lada_ray.forget.subject import Subject, images_of, packs_of, read_records, records_of, versions_of
 from lada_ray.gate import Gate, Limits, print_gate
 from lada_ray.known import KnownDomain
@@ -78,6 +78,8 @@ def forget(
     """
     console = console or Console()
     with Production.open(settings, console) as production:
+        # Where MLflow is unknown that is told before anything changes.
+        _ = production.mlflow
         finish_forgetting(production)
         records = read_records(production.store)
         if not records_of(subject, records):
@@ -160,9 +162,7 @@ class _Forgetting:
     def _packs(self, stream: Stream, remains: Remains) -> tuple[str, ...]:
         if self.relearn:
             return learn_again(self.production, stream, self.subject, remains)
-        packs = take_out(self.production, self.subject, remains)
-        calibrate_again(self.production, stream, remains, packs)
-        return packs
+        return take_out(self.production, stream, self.subject, remains)
 
     def _judge(self, stream: Stream, packs: tuple[str, ...], remains: Remains, limits: Limits) -> Judged:
         tests = [one.tests for one in remains.known]

@@ -66,11 +66,9 @@ def remains_of(
         for digest, one in zip(packs, known, strict=True)
         if (rest := subject.without(one))
     ]
+    before = identities_of(production.run.model_store, [digest for digest, _, _ in left])
     identities = [
-        _identity_without(subject, identity, one)
-        for identity, (_, one, _) in zip(
-            identities_of(production.run.model_store, [d for d, _, _ in left]), left, strict=True
-        )
+        _identity_without(subject, identity, one) for identity, (_, one, _) in zip(before, left, strict=True)
     ]
     later = dict.fromkeys(one.name for one in known[first + 1 :] if one.name != subject.domain)
     return Remains(
@@ -97,8 +95,10 @@ def _identity_without(subject: Subject, identity: Json, known: KnownDomain) -> J
     return {**identity, "labels": kept, "samples": samples}
 
 
-def take_out(production: Production, subject: Subject, remains: Remains) -> tuple[str, ...]:
+def take_out(production: Production, stream: Stream, subject: Subject, remains: Remains) -> tuple[str, ...]:
     """Write the packs that are left, each as it is but for the subject's rows and its parent; returns their digests.
+
+    They are calibrated anew.
 
     Raises:
         InputError: the learner's packs have no rows of their own for each class.
@@ -125,16 +125,17 @@ def take_out(production: Production, subject: Subject, remains: Remains) -> tupl
         _keep(production, digest, new, i)
         parent = new.digest
         digests.append(parent)
+    _calibrate(production, stream, remains, digests)
     return tuple(digests)
 
 
-def calibrate_again(production: Production, stream: Stream, remains: Remains, packs: Sequence[str]) -> None:
-    """Calibrate packs that were taken out of: theirs went with their digests."""
+def _calibrate(production: Production, stream: Stream, remains: Remains, digests: Sequence[str]) -> None:
+    """Calibrate packs that are new, as those are that were learnt."""
     plan = plan_fit(stream, tuple(plan_again(remains.known, remains.identities)))
-    # Temperatures come from memory trained on folds, which starts from k-means.
+    # The calibration trains memory on folds; that starts from k-means.
     fit_all_classes(stream, plan.tasks, production.console)
     with production.console.stage("calibrate"):
-        calibrate(plan, production.run.model_store.uri, packs, lambda done, total: None)
+        calibrate(plan, production.run.model_store.uri, digests, lambda done, total: None)
 
 
 def _keep(production: Production, old: str, new: TaskPack, position: int) -> None:

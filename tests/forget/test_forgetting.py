@@ -140,14 +140,16 @@ def test_learning_again_gives_the_packs_of_a_stream_that_never_had_it(
     storage: Path, learnt_three: Path, tmp_path: Path, subject: Subject
 ) -> None:
     never = tmp_path / "never"
-    for name in ("fruit", "flags", "toys"):
-        shutil.copytree(learnt_three / name, never / name)
+    # All features are known by content: nothing is encoded.
+    shutil.copytree(learnt_three / "storage", never / "storage")
+    shutil.copytree(learnt_three / "flags", never / "flags")
     for name in ("tiny.json", "tiny.safetensors"):
         shutil.copy(learnt_three / name, never)
     for part in ("train", "test"):
         shutil.rmtree(never / "flags" / part / "class_1")
-    names = ["fruit", "toys"] if subject == FLAGS else ["fruit", "flags", "toys"]
-    folder = Path(learn_tiny(never, "lada", names))
+    fruit, toys = str(learnt_three / "fruit"), str(learnt_three / "toys")
+    names = [fruit, toys] if subject == FLAGS else [fruit, "flags", toys]
+    folder = Path(learn_tiny(never, "never", names))
 
     assert without(storage, subject, relearn=True).finished
     ours, theirs = storage / "lada" / "model" / "packs", folder / "model" / "packs"
@@ -186,6 +188,8 @@ def test_an_image_that_another_domain_has_too_stays(
 ) -> None:
     monkeypatch.setattr(forgetting, "publish", lambda production: True)
     monkeypatch.setattr(forgetting, "withdraw", lambda *arguments: True)
+    shutil.copytree(learnt_three / "storage", tmp_path / "storage")
+    shutil.rmtree(tmp_path / "storage" / "lada")
     for name in ("fruit", "flags"):
         shutil.copytree(learnt_three / name, tmp_path / name)
     for name in ("tiny.json", "tiny.safetensors"):
@@ -213,6 +217,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "before the class fits": (erase, "remove_fits", False),
     "amid the bank": (FeatureBank, "remove_images", True),
     "amid the packs": (erase, "packs_of", True),
+    "amid a pack": (erase, "_delete_below", True),
     "before the test images": (erase, "read_tests", False),
     "before the records": (erase, "_erase_endings", True),
     "before MLflow": (forgetting, "publish", False),
@@ -244,6 +249,12 @@ def test_a_kill_costs_nothing(storage: Path, monkeypatch: pytest.MonkeyPatch, po
     assert LadaModel.load(storage / "lada" / "model").domains == ["fruit", "toys"]
     assert len(model(storage).history) == 2
     assert views_of(storage, shas) == 0
+    champion = set(model(storage).packs)
+    folders = [
+        storage / "lada" / name for name in ("tasks", "model/packs", "model/calibration", "model/candidates")
+    ]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {path.stem if path.parent in folders else path.parent.name for path in files} == champion
     assert not [sha for sha in shas if sha.encode() in everything(storage)]
     assert audit(settings(storage), QUIET).differences == ()
 

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lada_ray.console import Console
 from lada_ray.errors import InputError, LadaError
+from lada_ray.forget import packs as module
 from lada_ray.forget.packs import Remains, remains_of, take_out
 from lada_ray.forget.subject import Subject, packs_of
 from lada_ray.known import SCHEMA, TRAIN, KnownDomain
@@ -18,6 +20,8 @@ from lada_ray.pack import TaskPack
 from lada_ray.store import open_store
 
 D = 4
+STREAM: Any = None
+"""What calibrates the packs, which is another test's business."""
 CLASSES = [("pets", ("cat", "dog")), ("wild", ("wolf",)), ("pets", ("dog",))]
 """The third task brought more images of a class that the first one learnt."""
 
@@ -43,7 +47,7 @@ def tensors(task: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[Any, list[TaskPack], list[KnownDomain]]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[TaskPack], list[KnownDomain]]:
     """A production model of three tasks, as far as its packs are asked for."""
     store = open_store(tmp_path)
     known, packs = [record(i) for i in range(3)], []
@@ -55,7 +59,9 @@ def made(tmp_path: Path) -> tuple[Any, list[TaskPack], list[KnownDomain]]:
         packs[-1].write(store.child("model"))
     config = SimpleNamespace(method=SimpleNamespace(kind="lada"))
     run = SimpleNamespace(model_store=store.child("model"))
-    return SimpleNamespace(config=config, run=run, store=store), packs, known
+    monkeypatch.setattr(module, "_calibrate", lambda *arguments: None)
+    production = SimpleNamespace(config=config, run=run, store=store, console=Console(quiet=True))
+    return production, packs, known
 
 
 def remains(made: Any, subject: Subject) -> Remains:
@@ -73,7 +79,7 @@ def test_a_class_goes_from_every_pack_that_has_it(made: Any) -> None:
     left = remains(made, dog)
     assert (left.untouched, left.packs, left.beside) == (0, (old[0].digest, old[1].digest), ("wild",))
     assert [one.class_names for one in left.known] == [("cat",), ("wolf",)]
-    pets, wild = read(production, take_out(production, dog, left))
+    pets, wild = read(production, take_out(production, STREAM, dog, left))
     assert (pets.parent, wild.parent) == (None, pets.digest)
     assert [label.name for label in pets.labels] == ["cat"]
     assert pets.meta["samples"] == [["0/cat", "sha 0 cat"]]
@@ -90,7 +96,7 @@ def test_a_domain_goes_with_all_its_tasks_and_what_was_before_stays(made: Any) -
     production, old, _ = made
     left = remains(made, Subject("wild"))
     assert (left.untouched, left.beside) == (1, ("pets",))
-    first, second = take_out(production, Subject("wild"), left)
+    first, second = take_out(production, STREAM, Subject("wild"), left)
     assert first == old[0].digest
     assert TaskPack.read(production.run.model_store, second).parent == first
     # Both packs of the domain, though another one stands between them.
@@ -105,11 +111,11 @@ def test_one_solution_for_all_classes_cannot_lose_one(made: Any) -> None:
     production, old, _ = made
     production.config.method.kind = "rail_primal"
     with pytest.raises(InputError, match="give --relearn"):
-        take_out(production, Subject("wild"), remains(made, Subject("wild")))
+        take_out(production, STREAM, Subject("wild"), remains(made, Subject("wild")))
     # What was learnt last can: the pack before it holds the solution without it.
     production.config.method.kind = "rail_dual"
     last = Remains(2, (old[0].digest, old[1].digest), (), ({}, {}), ())
-    assert take_out(production, Subject("last"), last) == (old[0].digest, old[1].digest)
+    assert take_out(production, STREAM, Subject("last"), last) == (old[0].digest, old[1].digest)
 
 
 def test_rows_of_a_tensor_that_nobody_knows_are_not_guessed(made: Any) -> None:
@@ -119,7 +125,7 @@ def test_rows_of_a_tensor_that_nobody_knows_are_not_guessed(made: Any) -> None:
     dog = Subject("pets", "dog")
     left = remains_of(dog, [strange.digest], known[:1], production)
     with pytest.raises(LadaError, match="which rows of strange"):
-        take_out(production, dog, left)
+        take_out(production, STREAM, dog, left)
 
 
 def test_half_a_pack_is_taken_for_rubble(made: Any) -> None:
