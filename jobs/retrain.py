@@ -52,11 +52,16 @@ def main(argv: list[str] | None = None) -> int:
 def run(flags: Flags, console: Console) -> int:
     """Do what was asked for; returns the exit code."""
     # Imported when the command line is known to be good: it takes seconds.
+    from lada_ray.history import read_history, table_lines, write_page
     from lada_ray.retrain import load_guards, retrain, show
 
     guards = load_guards(flags.guards, flags.storage) if flags.guards else ()
     done = retrain(flags, flags.inbox, flags.gate, guards, flags.outside, console)
-    show(done, flags, console)
+    show(done, console)
+    if done.endings:
+        told = read_history(flags)
+        for line in [*table_lines(told), "page:", f"  {write_page(told)}"]:
+            console.say(line)
     return 0 if done.good else 1
 
 

@@ -17,6 +17,7 @@ from lada_ray.cluster import result
 from lada_ray.config import TRAINED
 from lada_ray.features.folds import assign_folds
 from lada_ray.features.text import read_text
+from lada_ray.fit.classes import fit_classes
 from lada_ray.fit.plan import FitPlan, TaskPlan
 from lada_ray.fit.task import extend, task_data
 from lada_ray.method import calibration, outliers
@@ -50,6 +51,11 @@ def calibrate(
     todo = [task for task in learnt if not store.exists(calibration_key(packs[task.position]))]
     if not todo:
         return
+    if plan.kind in TRAINED:
+        # Memory that is trained on folds starts from them; those of older packs may have been made by older code.
+        images = [part.images for task in todo for part in task.parts]
+        m = plan.settings
+        fit_classes(plan.bank, images, m.memory_per_class, m.mixture_components, lambda done, total: None)
     shipped, run = ray.put(plan), ray.remote(num_cpus=1)(_calibrate_and_write)
     pending = [run.remote(shipped, task, model_uri, tuple(packs)) for task in todo]
     while pending:

@@ -274,8 +274,8 @@ def load_guards(yaml: str, storage: str) -> tuple[Domain, ...]:
     return load_domains(config.domains, config.storage)
 
 
-def show(done: Retrained, settings: Settings, console: Console) -> None:
-    """Print what came of every entry, and what to do next."""
+def show(done: Retrained, console: Console) -> None:
+    """Print what came of every entry."""
     for ending in done.endings:
         console.say(f"{ending.status:9} {ending.entry}: {ending.domain}")
         for line in ending.said:
@@ -285,9 +285,4 @@ def show(done: Retrained, settings: Settings, console: Console) -> None:
     if done.waiting:
         console.say(f"rejected or refused before, and unchanged since: {', '.join(done.waiting)}")
     if not done.endings:
-        console.say(f"nothing new; the champion is version {done.version} of {settings.model}")
-        return
-    console.say(f"the champion is version {done.version} of {settings.model} ({settings.store.uri})")
-    console.say(
-        f"its history: python jobs/model.py show --model {settings.model} --storage {settings.storage}"
-    )
+        console.say(f"nothing new; the champion is version {done.version}")

@@ -19,7 +19,7 @@ from lada_ray.forget.subject import Subject
 from lada_ray.known import KnownDomain
 from lada_ray.model import cached_pack
 from lada_ray.pack import TaskPack
-from lada_ray.prepare import Stream, fit_all_classes, plan_fit
+from lada_ray.prepare import Stream, plan_fit
 from lada_ray.production import Production, identities_of, plan_again
 from lada_ray.run import Json
 
@@ -132,8 +132,6 @@ def take_out(production: Production, stream: Stream, subject: Subject, remains: 
 def _calibrate(production: Production, stream: Stream, remains: Remains, digests: Sequence[str]) -> None:
     """Calibrate packs that are new, as those are that were learnt."""
     plan = plan_fit(stream, tuple(plan_again(remains.known, remains.identities)))
-    # The calibration trains memory on folds; that starts from k-means.
-    fit_all_classes(stream, plan.tasks, production.console)
     with production.console.stage("calibrate"):
         calibrate(plan, production.run.model_store.uri, digests, lambda done, total: None)
 
