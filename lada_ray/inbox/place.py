@@ -1,0 +1,95 @@
+"""Where the data of an entry may lie: in its own folder, unless whoever runs the job allows more."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lada_ray.config import is_relative
+from lada_ray.domains import Domain, DomainSpec
+from lada_ray.domains.base import absolute
+from lada_ray.domains.listed import some
+from lada_ray.domains.parts import split_part
+from lada_ray.errors import LadaError
+from lada_ray.inbox.entries import Entry
+from lada_ray.store import is_remote, open_store
+
+
+def with_paths(
+    entry: Entry, spec: type[DomainSpec], raw: Mapping[str, Any], outside: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A card's keys with paths counted from the entry's folder; and, by key, what leads out of it."""
+    result, out = dict(raw), {}
+    root = spec.model_fields.get("root")
+    if root is not None and root.is_required() and raw.get("root") is None:
+        result["root"] = entry.uri
+    for key in spec.path_fields:
+        value = raw.get(key)
+        if not isinstance(value, str) or not value.strip():
+            continue  # absent, or refused with the other keys
+        try:
+            result[key] = _located(value, entry.uri)
+        except (ValueError, LadaError):
+            continue
+        if not outside and not _inside(result[key], entry.uri):
+            out[key] = f"{key}: {value!r} leads out of {entry.uri}; {OUTSIDE}"
+    return result, out
+
+
+OUTSIDE = "the data has to lie in the entry's own folder, unless whoever runs the job allows more"
+
+
+def _located(value: str, folder: str) -> str:
+    """Where a path or URI in domain.yaml leads, a relative one counted from the entry's folder."""
+    if not is_relative(value):
+        return absolute(value)
+    if not is_remote(folder):
+        return os.path.normpath(os.path.join(folder, value))
+    scheme, _, path = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, value))}"
+
+
+def _inside(uri: str, folder: str) -> bool:
+    """Whether a path or URI leads into a folder, ".." and "." taken for what they mean."""
+    where, base = _normal(split_part(uri)[0]), _normal(folder)
+    return where == base or where.startswith(base.rstrip("/") + "/")
+
+
+def _normal(uri: str) -> str:
+    if not is_remote(uri):
+        return open_store(uri).uri
+    scheme, _, path = uri.partition("://")
+    return f"{scheme.lower()}://{posixpath.normpath(path)}"
+
+
+def images_out(entry: Entry, domain: Domain) -> list[str]:
+    """One line about images that a table names outside the entry's folder."""
+    out = [s.path for s in (*domain.train, *domain.test) if not _inside(s.uri, entry.uri)]
+    if not out:
+        return []
+    return [f"{domain.name}: images outside {entry.uri}: {some(out)}; {OUTSIDE}"]
+
+
+def links_out(folder: str) -> list[str]:
+    """One line about links in an entry's folder that leave it; none in an object store, which has no links."""
+    if is_remote(folder):
+        return []
+    real, inbox = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
+    if not _inside(real, inbox):
+        return [f"{folder} is a link that leads out of {inbox}; {OUTSIDE}"]
+    out = sorted(
+        os.path.relpath(link, folder) for link in _links(folder) if not _inside(os.path.realpath(link), real)
+    )
+    return [f"links that lead out of {folder}: {some(out)}; {OUTSIDE}"] if out else []
+
+
+def _links(folder: str) -> Iterator[str]:
+    """Every link in and below a folder; linked folders are not entered."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield entry.path
+            elif entry.is_dir():
+                yield from _links(entry.path)
