@@ -22,6 +22,7 @@ from lada_ray.production import Production, Settings
 from lada_ray.publish import publish
 from lada_ray.retrain import Retrained, load_guards, retrain
 from lada_ray.run import Run
+from lada_ray.store import join, open_store
 from lada_ray.stream import run_stream
 from lada_ray.versions import Change, history, read_production
 from tests.conftest import draw_domain, write_tiny_clip
@@ -147,6 +148,24 @@ def test_bad_entries_are_told_beside_them_and_cost_the_others_nothing(storage: P
     (berries / REJECTED).write_text("{}")
     assert [(e.entry, e.status) for e in run(storage).endings] == [("berries", "learnt")]
     assert not (berries / REJECTED).exists()
+
+
+def test_domains_arrive_in_a_bucket(storage: Path, s3: str) -> None:
+    local, inbox = arrive(storage / "local", "flags", 0.1, 1.0), open_store(join(s3, "retrain-inbox"))
+    (local / "train" / "class_2" / "0.png").write_bytes(b"no image")
+    for file in sorted(local.rglob("*.*")):
+        inbox.write(f"flags/{file.relative_to(local).as_posix()}", file.read_bytes())
+    assert retrain(settings(storage), inbox.uri, LIMITS, console=QUIET).incomplete == ("flags",)
+    inbox.write("flags/_READY", b"")
+    (ending,) = retrain(settings(storage), inbox.uri, LIMITS, console=QUIET).endings
+    # One image of 42 is more than one in a hundred.
+    assert ending.status == "rejected"
+    problems = json.loads(inbox.read(f"flags/{REJECTED}"))["problems"]
+    assert any("class_2/0.png" in line for line in problems)
+    inbox.delete("flags/train/class_2/0.png")
+    (ending,) = retrain(settings(storage), inbox.uri, LIMITS, console=QUIET).endings
+    assert (ending.status, ending.version) == ("learnt", 2)
+    assert not inbox.exists(f"flags/{REJECTED}")
 
 
 def test_the_same_images_under_another_name_are_known(storage: Path, learnt: Path) -> None:
