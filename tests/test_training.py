@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console as RichConsole
 
+from lada_ray import console as console_module
 from lada_ray import training
+from lada_ray.console import Console
 from lada_ray.errors import InputError, LadaError, LostLease
 from lada_ray.training import Background, raise_cause
 
@@ -51,3 +56,38 @@ def test_other_errors_become_a_sentence() -> None:
         raise_cause(RuntimeError("out of memory"))
     with pytest.raises(InputError):
         raise_cause(InputError(["no"]))
+
+
+def next_packs(
+    monkeypatch: pytest.MonkeyPatch, packs: list[tuple[str, ...]], over: bool, console: Console | None = None
+) -> tuple[str, ...]:
+    """Wait beside a training whose packs appear with time."""
+    go, nothing = threading.Event(), None
+    monkeypatch.setattr(training, "fit_remaining", lambda *_: over or go.wait(20))
+    ledger: Any = SimpleNamespace(packs=lambda: packs.pop(0) if len(packs) > 1 else packs[0])
+    anything: Any = nothing
+    background = Background(anything, ledger, anything, "/nowhere", "name")
+    if over:
+        background._thread.join()
+    lease: Any = SimpleNamespace(check=lambda: None)
+    watch: Any = SimpleNamespace(read=lambda: ("digits", 7, 20))
+    try:
+        return background.next_packs(0, lease, watch, console or Console(quiet=True))
+    finally:
+        go.set()
+
+
+def test_training_that_ends_too_early_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LadaError, match="training ended after 0 tasks"):
+        next_packs(monkeypatch, [()], over=True)
+    assert next_packs(monkeypatch, [("first",)], over=True) == ("first",)
+
+
+def test_training_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "POLL_S", 0.01)
+    monkeypatch.setattr(console_module, "BAR_AFTER_S", 0.02)
+    sink = io.StringIO()
+    console = Console(rich=RichConsole(file=sink, width=80, highlight=False))
+    packs: list[tuple[str, ...]] = [*[()] * 20, ("first",)]
+    assert next_packs(monkeypatch, packs, over=False, console=console) == ("first",)
+    assert "learning digits: 7 of 20" in sink.getvalue()
