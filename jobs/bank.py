@@ -16,6 +16,7 @@ from lada_ray.domains.base import STRICT
 from lada_ray.errors import InputError, LadaError
 from lada_ray.features.bank import FeatureBank, banks
 from lada_ray.page import size
+from lada_ray.production import needed_views
 from lada_ray.store import open_store
 
 
@@ -27,7 +28,7 @@ class Flags(BaseModel):
     storage: str
     """Storage root of the runs: a folder, or s3:// or gs://."""
     unused_days: float | None = Field(default=None, ge=0)
-    """Remove every feature that no run started within this many days needs."""
+    """Remove every feature that no run started within this many days needs; those of models in production stay."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,8 +52,11 @@ def show(flags: Flags) -> None:
     for key, bank in found.items():
         if flags.unused_days is not None:
             # The width plays no part in removing rows: they are copied as they are.
-            removed = FeatureBank.open(features, key).prune(flags.unused_days)
-            print(f"{key}: removed {removed} views that no run of the last {flags.unused_days:g} days needs")
+            removed = FeatureBank.open(features, key).prune(flags.unused_days, needed_views(flags.storage))
+            print(
+                f"{key}: removed {removed} views that no run of the last {flags.unused_days:g} days needs, and no "
+                "model in production"
+            )
             bank = FeatureBank.open(features, key).size()
         print(f"{key}: {bank.views} views, {size(bank.bytes)} in {bank.parts} parts")
 

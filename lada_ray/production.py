@@ -22,13 +22,13 @@ from lada_ray.encoder import EncoderSpec
 from lada_ray.errors import InputError, IntegrityError
 from lada_ray.fit.plan import TaskPlan, TrainImages
 from lada_ray.known import KNOWN_DOMAINS, KnownDomain, read_known
-from lada_ray.model import ModelFile
+from lada_ray.model import MODEL, ModelFile
 from lada_ray.pack import Label, TaskPack
 from lada_ray.prepare import Stream, prepare
 from lada_ray.run import Json, Run
 from lada_ray.store import Store, join, open_store
 from lada_ray.versions import Change, State, Version, history, promote, read_production
-from lada_ray.views import training_views
+from lada_ray.views import TEST_VIEW, training_views
 
 RELEARN = (
     "nothing that was learnt with one encoder means anything to another: to change it, write what the model knows to a "
@@ -251,3 +251,26 @@ def plan_again(known: Sequence[KnownDomain], identities: Sequence[Json]) -> list
         tasks.append(task_of(len(tasks), one, identity, labels))
         labels = list(dict.fromkeys([*labels, *(Label(*label) for label in identity["labels"])]))
     return tasks
+
+
+def needed_views(storage: str) -> Iterator[tuple[str, str]]:
+    """(SHA-256, view) of all features that the production models of a storage are judged by and learnt again from.
+
+    Raises:
+        IntegrityError: what a model knows of a domain is damaged.
+    """
+    root = open_store(storage)
+    ends = f"/model/{MODEL}"
+    for key in [entry.key for entry in root.list() if entry.key.endswith(ends)]:
+        run = root.child(key.removesuffix(ends))
+        for version in history(read_production(run.child("model"))[0])[-1:]:
+            yield from _needed_by(run, version.state)
+
+
+def _needed_by(run: Store, state: State) -> Iterator[tuple[str, str]]:
+    known = [read_known(run, key) for key in state.domains]
+    tasks = plan_again(known, identities_of(run.child("model"), state.packs))
+    for one, task in zip(known, tasks, strict=True):
+        yield from ((sha, TEST_VIEW) for sha in one.tests.shas)
+        views = dict.fromkeys([TEST_VIEW, *task.parts[0].views])
+        yield from ((sha, view) for sha in task.shas for view in views)

@@ -9,9 +9,11 @@ import pytest
 
 from lada_ray.console import Console
 from lada_ray.errors import InputError, IntegrityError
+from lada_ray.features.bank import FeatureBank, banks
 from lada_ray.known import KNOWN_DOMAINS
 from lada_ray.pack import TaskPack
-from lada_ray.production import Production, Settings, identities_of, plan_again
+from lada_ray.production import Production, Settings, identities_of, needed_views, plan_again
+from lada_ray.store import open_store
 from tests.conftest import learn_tiny
 
 QUIET = Console(quiet=True)
@@ -83,3 +85,20 @@ def test_a_model_with_a_history_is_not_run_on_behind_it(learnt_three: Path, tmp_
         pass
     with pytest.raises(InputError, match=r"it is a production model by now.*show --model NAME --yaml FILE"):
         learn_tiny(tmp_path, "lada", ["fruit", "flags", "toys"])
+
+
+def test_what_a_model_in_production_needs_is_never_pruned(storage: Path) -> None:
+    store = open_store(storage)
+    (key,) = (key for key, _ in banks(store.child("features")))
+    bank = FeatureBank.open(store.child("features"), key)
+    before = bank.size().views
+    # A run that did not become a model in production keeps nothing for ever.
+    assert list(needed_views(str(storage))) == []
+    with Production.open(settings(storage), QUIET) as production:
+        known = production.known(production.champion.state)
+    needed = set(needed_views(str(storage)))
+    tests = {(sha, "test") for one in known for sha in one.tests.shas}
+    trained = {(sha, view) for one in known for sha in one.trained[0] for view in ("test", "crop_flip/0")}
+    assert needed == tests | trained
+    assert bank.prune(0, needed) == before - len(needed)
+    assert bank.prune(0) == len(needed)

@@ -132,12 +132,15 @@ class FeatureBank:
         needs.exchange(old, [needs.write(table, run)])
         needs.sweep(0)
 
-    def prune(self, days: float) -> int:
+    def prune(self, days: float, keep: Iterable[tuple[str, str]] = ()) -> int:
         """Remove every feature that no run started in the last `days` days needs; returns how many rows.
+
+        The (image, view) pairs in `keep` stay as well, however long nobody asked for them.
 
         Files go some minutes later, with the next start, merge or `prune`: another job may be reading them.
         """
-        needed = pd.MultiIndex.from_tuples(list(self._needed(time.time() - days * DAY_S)), names=KEYS)
+        recent = self._needed(time.time() - days * DAY_S)
+        needed = pd.MultiIndex.from_tuples([*recent, *keep], names=KEYS)
         removed = 0
         for name, table in self.table.scan(self.table.schema.names):
             keep = row_keys(table, KEYS).isin(needed)
