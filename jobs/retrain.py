@@ -4,7 +4,7 @@ python jobs/retrain.py --inbox inbox --model lada
 python jobs/retrain.py --inbox s3://bucket/inbox --model lada --storage s3://bucket/lada --guards guards.yaml
 
 Exit code 0: all that arrived is learnt (or known, or nothing arrived); 1: something was refused by the gate, or
-rejected, and its _REJECTED.json says why; 75: another process is changing the model, try again later.
+rejected, and its _REJECTED.json says why, or failed; 75: another process is changing the model, try again later.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ def run(flags: Flags, console: Console) -> int:
     """Do what was asked for; returns the exit code."""
     # Imported when the command line is known to be good: it takes seconds.
     from lada_ray.history import read_history, table_lines, write_page
-    from lada_ray.retrain import load_guards, retrain, show
+    from lada_ray.retrain import retrain, show
 
-    guards = load_guards(flags.guards, flags.storage) if flags.guards else ()
-    done = retrain(flags, flags.inbox, flags.gate, guards, flags.outside, console)
+    done = retrain(flags, flags.inbox, flags.gate, flags.guards, flags.outside, console)
     show(done, console)
     if done.endings:
         told = read_history(flags)

@@ -56,7 +56,7 @@ def learn_candidate(
         LostLease: another process has taken the model over.
     """
     run, console = production.run, production.console
-    open_candidate(run.model_store, candidate_file(name), production.file, before)
+    open_candidate(run.model_store, candidate_file(name), production.file, before, identities)
     ledger = RunLedger(run.store.uri, run.epoch, tuple(identities), file=candidate_file(name))
     plan = plan_fit(stream, tuple(tasks))
     packs = ledger.packs()
@@ -64,6 +64,7 @@ def learn_candidate(
         packs = _learn(production, stream, plan, ledger, f"epoch-{run.epoch}-{PurePosixPath(name).name}")
     with console.stage("calibrate"):
         calibrate(plan, run.model_store.uri, packs, partial(console.progress, "calibrating"))
+    run.lease.check()
     run.tidy()
     return packs
 

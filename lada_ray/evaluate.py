@@ -207,6 +207,7 @@ def candidates(evaluation: Evaluation, head: Head) -> tuple[list[Label], Floats]
         new = [i for i, label in enumerate(test.all_labels()) if label not in seen]
         if new:
             labels += [test.all_labels()[i] for i in new]
+            seen |= set(labels)  # a domain may have several test sets
             texts.append(read_text(evaluation.bank, test.prompts)[new])
     return labels, np.concatenate(texts)
 

@@ -35,7 +35,7 @@ def export(settings: Settings, folder: str, number: int | None = None) -> str:
     if number is None:
         model = LadaModel.load(model_store.uri)
         # Who did what to the model is its keepers' business.
-        LadaModel(replace(model.file, history=()), model.packs).save(folder)
+        LadaModel(replace(model.file, history=()), model.packs, calibration=model.calibration).save(folder)
     else:
         load_state(model_store.uri, file, find_restorable(file, number).state).save(folder)
     return target.uri

@@ -10,8 +10,9 @@ estimate is the mean of the differences in points, and it has to reach a limit:
 Its 95 % interval comes from the paired bootstrap (`interval`). A check is
 
     passed      when the estimate reaches the limit,
-    blocked     when it does not and the interval of (estimate - limit) lies wholly below 0,
-    undecided   when it does not and the interval holds 0: it passes, flagged.
+    blocked     when it does not and that is no chance: the interval lies wholly below 0 (a drop is a drop), or below
+                the gain that is asked for,
+    undecided   when it does not and it may be chance: it passes, flagged.
 
 What few images can say:
 
@@ -272,7 +273,7 @@ def _limit(name: Rule, limits: Limits, n: int, right: int) -> float:
 def _verdict(estimate: float, high: float, limit: float, n: int) -> Verdict:
     if estimate >= limit:
         return "passed"
-    return "blocked" if n >= FEWEST and high < limit else "undecided"
+    return "blocked" if n >= FEWEST and high < max(limit, 0.0) else "undecided"
 
 
 def _images(n: int) -> str:

@@ -27,7 +27,7 @@ from lada_ray.pack import Label, TaskPack
 from lada_ray.prepare import Stream, prepare
 from lada_ray.run import Json, Run
 from lada_ray.store import Store, join, open_store
-from lada_ray.versions import Change, State, Version, history, promote, read_production
+from lada_ray.versions import Change, State, Version, history, promote, read_production, restorable
 from lada_ray.views import TEST_VIEW, training_views
 
 RELEARN = (
@@ -166,7 +166,9 @@ class Production:
             IntegrityError: the model was learnt with another encoder.
         """
         spec = EncoderSpec.from_json(self.file.encoder["spec"])
-        config = self.config.model_copy(update={"shots": shots or self.config.shots})
+        # Whatever this cluster would choose: the packs mean nothing to features of another precision.
+        encoder = self.config.encoder.model_copy(update={"precision": spec.precision})
+        config = self.config.model_copy(update={"shots": shots or self.config.shots, "encoder": encoder})
         stream = prepare(config, tuple(domains), spec, self.console, keep=False)
         if stream.info.fingerprint != self.file.encoder["fingerprint"]:
             raise IntegrityError(
@@ -174,14 +176,18 @@ class Production:
             )
         return stream
 
-    def promote(self, change: Change) -> Version:
+    def promote(self, before: Version, change: Change) -> Version:
         """Make a change the champion.
+
+        Args:
+            before: the champion that the change was made from, and judged against.
+            change: what the version is to be.
 
         Raises:
             LostLease: another process has taken the model over.
         """
         self.run.lease.check()
-        return promote(self.run.model_store, self.run.epoch, self.champion.state.packs, change)
+        return promote(self.run.model_store, self.run.epoch, before.state.packs, change)
 
     def _adopt(self) -> None:
         """Give a model that a run has learnt a history, if it has none."""
@@ -263,7 +269,7 @@ def needed_views(storage: str) -> Iterator[tuple[str, str]]:
     ends = f"/model/{MODEL}"
     for key in [entry.key for entry in root.list() if entry.key.endswith(ends)]:
         run = root.child(key.removesuffix(ends))
-        for version in history(read_production(run.child("model"))[0])[-1:]:
+        for version in restorable(history(read_production(run.child("model"))[0])):
             yield from _needed_by(run, version.state)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 from lada_ray.calibration import read_calibration
 from lada_ray.cluster import join_cluster, result
+from lada_ray.config import StreamConfig, hide_password, tracking_uri
 from lada_ray.model import LadaModel, ModelFile, cached_pack
 from lada_ray.production import Production
 from lada_ray.store import Store, open_store
@@ -41,16 +43,26 @@ def refuse(store: Store, champion: Version, subject: str, state: State, reason: 
     store.write(CHALLENGER, json.dumps(said, indent=1, ensure_ascii=False).encode())
 
 
-def is_published(store: Store, file: ModelFile) -> bool:
-    """Whether the registry showed all of this when it was last asked."""
+def is_published(store: Store, file: ModelFile, config: StreamConfig) -> bool:
+    """Whether the registry that the configuration names showed all of this when it was last asked."""
     found = store.read_version(SHOWN)
-    return found is not None and json.loads(found[0]) == _shown(store, file)
+    return found is not None and json.loads(found[0]) == _shown(store, file, config)
 
 
-def _shown(store: Store, file: ModelFile) -> dict[str, Any]:
+def _shown(store: Store, file: ModelFile, config: StreamConfig) -> dict[str, Any]:
     refused = store.read_version(CHALLENGER)
-    newest = history(file)[-1].digest if file.history else None
-    return {"version": newest, "challenger": hashlib.sha256(refused[0]).hexdigest() if refused else None}
+    return {
+        "registry": hide_password(tracking_uri(config, os.environ)),
+        "experiment": config.tracking.experiment,
+        "name": registered_name(config),
+        "version": history(file)[-1].digest if file.history else None,
+        "challenger": hashlib.sha256(refused[0]).hexdigest() if refused else None,
+    }
+
+
+def registered_name(config: StreamConfig) -> str:
+    """The model's name in MLflow's registry."""
+    return config.tracking.registered_model or config.name
 
 
 def publish(production: Production) -> bool:
@@ -61,12 +73,12 @@ def publish(production: Production) -> bool:
     """
     store, console, file = production.store, production.console, production.file
     tracking, uri = production.config.tracking, production.mlflow
-    if is_published(store, file):
+    shown = _shown(store, file, production.config)
+    if is_published(store, file, production.config):
         return True
-    shown = _shown(store, file)
     versions, challenger, states = _wanted(production)
     save = partial(save_state, production.run.model_store.uri, file, states)
-    name = tracking.registered_model or production.config.name
+    name = registered_name(production.config)
     arguments = (uri, tracking.experiment, name, versions, save, versions[-1].number, challenger)
     with console.stage("registry"):
         if uri.startswith("sqlite:"):
@@ -81,6 +93,7 @@ def publish(production: Production) -> bool:
     for line in said:
         console.warn(line)
     if done:
+        production.run.lease.check()
         store.write(SHOWN, json.dumps(shown).encode())
     return done
 

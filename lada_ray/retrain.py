@@ -8,8 +8,9 @@ same result, by the next start; what came of an entry is kept by its fingerprint
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,8 +18,8 @@ from lada_ray.candidate import Judged, candidate_file, judge_candidate, learn_ca
 from lada_ray.config import StreamConfig
 from lada_ray.console import Console
 from lada_ray.domains.base import Domain
-from lada_ray.domains.check import load_domains
-from lada_ray.errors import InputError
+from lada_ray.domains.check import MAX_OVERLAP, load_domains
+from lada_ray.errors import Conflict, InputError, LadaError, LeaseHeld, LostLease
 from lada_ray.evaluate import TestSet
 from lada_ray.features.fill import Images
 from lada_ray.features.index import fill_index
@@ -26,6 +27,7 @@ from lada_ray.forget import finish_forgetting, is_forgetting
 from lada_ray.gate import Limits, print_gate
 from lada_ray.inbox import (
     ADVICE,
+    READY,
     Arrival,
     Entry,
     clear_rejection,
@@ -40,10 +42,10 @@ from lada_ray.model import read_model_file
 from lada_ray.prepare import Stream, choose, encode, pack_identities, plan_tests
 from lada_ray.production import Production, Settings, identities_of, plan_again
 from lada_ray.publish import is_published, publish, refuse
-from lada_ray.store import Store
+from lada_ray.store import Store, open_store
 from lada_ray.versions import Change, State, Version, history, read_production
 
-Status = Literal["learnt", "refused", "rejected", "known"]
+Status = Literal["learnt", "refused", "rejected", "known", "failed"]
 REFUSED = (
     "The gate refused what was learnt from this domain; the champion is as it was. If labels or images are wrong, "
     "correct them: the entry is tried again once a file in its folder changes, _READY too."
@@ -58,11 +60,14 @@ class Ending:
     fingerprint: str
     domain: str
     status: Status
-    """learnt: it is a new version; refused: by the gate; rejected: it cannot be used; known: nothing is new in it."""
+    """learnt: it is a new version; refused: by the gate; rejected: it cannot be used; known: nothing is new in it;
+    failed: not its fault, the next start tries again."""
     said: tuple[str, ...]
     at: str
     version: int | None = None
     gate: dict[str, Any] | None = None
+    told: bool = True
+    """Whether it could be written beside the entry that it was rejected or refused."""
 
 
 @dataclass
@@ -81,7 +86,7 @@ class Retrained:
 
     @property
     def good(self) -> bool:
-        """Whether no entry was refused or rejected."""
+        """Whether no entry was refused or rejected, or failed."""
         return all(ending.status in ("learnt", "known") for ending in self.endings)
 
 
@@ -89,7 +94,7 @@ def retrain(
     settings: Settings,
     inbox: str,
     limits: Limits,
-    guards: Sequence[Domain] = (),
+    guards: str | None = None,
     outside: bool = False,
     console: Console | None = None,
 ) -> Retrained:
@@ -99,12 +104,12 @@ def retrain(
         settings: which model, and how the job runs.
         inbox: local folder or object-store prefix.
         limits: of the gate.
-        guards: domains that are not learnt, on which zero-shot ability is watched.
+        guards: YAML of a run, whose domains are not learnt: zero-shot ability is watched on them.
         outside: let entries name data outside their own folders.
         console: shows progress.
 
     Raises:
-        InputError: there is no such inbox or model.
+        InputError: there is no such inbox or model, or the guards cannot be used.
         LeaseHeld: another live process is changing the model.
         LostLease: another process has taken it over.
     """
@@ -113,8 +118,11 @@ def retrain(
     done = Retrained([], found.incomplete, found.rejected, len(file.history))
     new = [entry for entry in found.entries if not _ended(settings.store, history(file), entry)]
     settled = file.history and not is_forgetting(settings.store, file)
-    if not new and settled and is_published(settings.store, file):
+    if not new and settled and is_published(settings.store, file, settings.config()):
         return done
+    watched = load_guards(guards, settings.storage) if new and guards else ()
+    if new and not guards:
+        console.warn("no --guards: whether zero-shot ability on other domains is kept is not watched")
     with Production.open(settings, console) as production:
         finish_forgetting(production)
         done.published = publish(production)
@@ -122,16 +130,22 @@ def retrain(
             # Another start may have learnt it while this one waited for the lease.
             if _ended(production.store, production.versions, entry):
                 continue
-            done.endings.append(Learning(production, limits, guards, outside).take(entry))
+            done.endings.append(Learning(production, limits, watched, outside).take(entry))
             done.published = publish(production)
         done.version = production.champion.number
     return done
 
 
 def _ended(store: Store, versions: Sequence[Version], entry: Entry) -> bool:
-    """Whether an entry was looked at as it is now."""
-    learnt = any(version.details.get("fingerprint") == entry.fingerprint for version in versions)
-    return learnt or store.exists(_ending_key(entry))
+    """Whether an entry, which is not marked as rejected, was looked at as it is now.
+
+    Whoever deletes `_REJECTED.json` asks for another look; where it could not be written, the ending stands for it.
+    """
+    if any(version.details.get("fingerprint") == entry.fingerprint for version in versions):
+        return True
+    found = store.read_version(_ending_key(entry))
+    ending = json.loads(found[0]) if found else {"status": "failed"}
+    return ending["status"] in ("learnt", "known") or not ending.get("told", True)
 
 
 def _ending_key(entry: Entry) -> str:
@@ -158,44 +172,100 @@ class Learning:
     def take(self, entry: Entry) -> Ending:
         """Learn an entry, if it can be and may be; what came of it is kept, and told beside it if it is bad.
 
+        What is not the entry's fault is said, and does not keep the others from being learnt.
+
         Raises:
             LostLease: another process has taken the model over.
         """
-        production = self.production
-        production.console.say(f"{entry.name} ({entry.uri})")
+        console = self.production.console
+        console.say(f"{entry.name} ({entry.uri})")
         try:
             ending = self._learn(entry)
-        except InputError as error:
+        except _Rejected as error:
             ending = _ending(entry, entry.name, "rejected", error.problems)
+        except (LostLease, LeaseHeld, Conflict):
+            raise
+        except LadaError as error:
+            console.say(f"  failed: {error}")
+            return _ending(entry, entry.name, "failed", [str(error), "the next start tries again"])
+        return self._keep(entry, ending)
+
+    def _keep(self, entry: Entry, ending: Ending) -> Ending:
+        """Write an ending down, and beside the entry what its owner has to know."""
+        production = self.production
         production.run.lease.check()
         if ending.status in ("rejected", "refused"):
-            where = reject(entry, ending.said, advice=REFUSED if ending.status == "refused" else ADVICE)
-            production.console.say(f"  {ending.status}: {where} says why")
+            try:
+                where = reject(entry, ending.said, advice=REFUSED if ending.status == "refused" else ADVICE)
+                production.console.say(f"  {ending.status}: {where} says why")
+            except LadaError as error:
+                production.console.warn(
+                    f"{entry.name} is {ending.status}, and its owner cannot be told: {error}"
+                )
+                ending = replace(ending, told=False)
         else:
             clear_rejection(entry)
-        production.store.write(
-            _ending_key(entry), json.dumps(asdict(ending), indent=1, ensure_ascii=False).encode()
-        )
+        said = json.dumps(asdict(ending), indent=1, ensure_ascii=False)
+        production.store.write(_ending_key(entry), said.encode())
         return ending
 
     def _learn(self, entry: Entry) -> Ending:
         production, console = self.production, self.production.console
-        arrival = validate(entry, [one.known for one in self.known], production.config.storage, self.outside)
-        if arrival.card.extends and production.config.method.kind != "lada":
-            kind = production.config.method.kind
-            raise InputError([f"extends: a model of kind {kind} cannot learn more of a known class"])
-        stream = production.stream([arrival.domain, *self.guards], arrival.card.shots)
+        known = [one.known for one in self.known]
+        with _as_rejection(entry):
+            arrival = validate(entry, known, production.config.storage, self.outside)
+            if arrival.card.extends and production.config.method.kind != "lada":
+                kind = production.config.method.kind
+                raise InputError([f"extends: a model of kind {kind} cannot learn more of a known class"])
+        guards = self._guards(arrival)
+        stream = production.stream([arrival.domain, *guards], arrival.card.shots)
+        own, watched = replace(stream, domains=(arrival.domain,)), replace(stream, domains=tuple(guards))
         hashes = self._hash(stream, arrival)
-        recognition = recognise(
-            arrival, images_by_class(arrival.domain, hashes), [one.known for one in self.known]
-        )
+        with _as_rejection(entry):
+            recognition = recognise(arrival, images_by_class(arrival.domain, hashes), known)
         for note in (*arrival.notes, *recognition.notes):
             console.say(f"  {note}")
         if recognition.same is not None:
             return _ending(entry, arrival.domain.name, "known", recognition.notes)
-        choose(stream, production.run, console)
-        (images,), _ = encode(stream, [stream.choice], production.run, console)
-        return self._candidate(arrival, stream, images, hashes)
+        with _as_rejection(entry):
+            self._refuse_known_tests(choose(own, production.run, console))
+            (images,), _ = encode(own, [own.choice], production.run, console)
+        tests = self._guard_tests(watched)
+        return self._candidate(arrival, own, images, hashes, tests)
+
+    def _guards(self, arrival: Arrival) -> list[Domain]:
+        """The guards, without those that are learnt."""
+        learnt = {one.name for one in self.known} | {arrival.domain.name}
+        for guard in self.guards:
+            if guard.name in learnt:
+                self.production.console.say(f"  {guard.name} is learnt, and no guard any more")
+        return [guard for guard in self.guards if guard.name not in learnt]
+
+    def _guard_tests(self, watched: Stream) -> list[TestSet]:
+        """Test images of the guards, encoded."""
+        if not watched.domains:
+            return []
+        production = self.production
+        (images,), _ = encode(watched, [watched.choice], production.run, production.console)
+        return list(plan_tests(watched.config, images))
+
+    def _refuse_known_tests(self, images: Images) -> None:
+        """A model that is trained on the images that it is judged by would pass whatever it is.
+
+        Raises:
+            InputError: more than 1 % of a known domain's test images are to be trained on.
+        """
+        trained = set(images.shas(images.selections[0].train))
+        problems = []
+        for one in self.known:
+            shared = sum(sha in trained for sha in one.tests.shas)
+            if shared > MAX_OVERLAP * len(one.tests.shas):
+                problems.append(
+                    f"{shared} of the {len(one.tests.shas)} test images of the known domain {one.name} are among its "
+                    "training images: leave them out, or keep them for testing"
+                )
+        if problems:
+            raise InputError(problems)
 
     def _hash(self, stream: Stream, arrival: Arrival) -> dict[str, str]:
         """SHA-256 by URI of all images of a domain, chosen or not: it has to be recognised when it comes again."""
@@ -207,12 +277,19 @@ class Learning:
             )
         return hashes
 
-    def _candidate(self, arrival: Arrival, stream: Stream, images: Images, hashes: dict[str, str]) -> Ending:
+    def _candidate(
+        self,
+        arrival: Arrival,
+        stream: Stream,
+        images: Images,
+        hashes: dict[str, str],
+        guards: Sequence[TestSet],
+    ) -> Ending:
         """Learn the domain on the champion's packs, and judge what comes of it."""
         production, champion = self.production, self.production.champion
         prompts = stream.prompts(arrival.domain)
         new = KnownDomain.of(arrival.domain, images.selections[0], prompts, hashes | images.hashes)
-        (identity, *_) = pack_identities(stream, images)
+        (identity,) = pack_identities(stream, images)
         identities = [*identities_of(production.run.model_store, champion.state.packs), identity]
         tasks = plan_again([*self.known, new], identities)
         name = arrival.entry.fingerprint[:32]
@@ -221,14 +298,9 @@ class Learning:
         key = new.write(production.store)
         state = State(packs, learnt[0].prompts if learnt else {}, (*champion.state.domains, key))
         tests = [one.tests for one in (*self.known, new)]
-        judged = judge_candidate(
-            production, stream, packs, tests, self._guard_tests(stream, images), self.limits
-        )
+        judged = judge_candidate(production, stream, packs, tests, guards, self.limits)
         print_gate(judged.gate, production.console.rich)
         return self._end(arrival, champion, state, judged)
-
-    def _guard_tests(self, stream: Stream, images: Images) -> list[TestSet]:
-        return list(plan_tests(stream.config, images)[1:])
 
     def _end(self, arrival: Arrival, champion: Version, state: State, judged: Judged) -> Ending:
         """Promote the candidate, or refuse it."""
@@ -247,9 +319,23 @@ class Learning:
             "gate": gate,
         }
         change = Change("learn", name, state, judged.accuracy, details)
-        version = self.production.promote(change)
+        version = self.production.promote(champion, change)
         said = (f"version {version.number}; {judged.gate.said}",)
         return _ending(arrival.entry, name, "learnt", said, version.number, gate)
+
+
+class _Rejected(InputError):
+    """What is wrong with an entry itself."""
+
+
+@contextmanager
+def _as_rejection(entry: Entry) -> Iterator[None]:
+    """What is wrong with the input in this block is the entry's fault, unless its storage cannot be reached."""
+    try:
+        yield
+    except InputError as error:
+        open_store(entry.uri).stat(READY)
+        raise _Rejected(error.problems, error.heading) from error
 
 
 def _ending(

@@ -72,7 +72,7 @@ def rollback(
             details["forced"] = True
         # The same packs on the same images: what was measured of them holds.
         change = Change("rollback", str(number), target.state, target.accuracy, details)
-        version = production.promote(change)
+        version = production.promote(champion, change)
         publish(production)
         return RolledBack(version.number, gate, False)
 

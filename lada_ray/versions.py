@@ -6,17 +6,18 @@ or removed; going back to an old one is a new version. What `forget` deletes lea
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, Literal
 
 from lada_ray.errors import Conflict, InputError
+from lada_ray.lease import Owner
 from lada_ray.model import MODEL, ModelFile, check_epoch, read_model_file
+from lada_ray.pack import TaskPack
 from lada_ray.store import Store
 
 Action = Literal["start", "learn", "rollback", "forget"]
@@ -116,13 +117,14 @@ def promote(store: Store, epoch: int, before: Sequence[str], change: Change) -> 
     check_epoch(model, epoch, store)
     if model.packs != tuple(before):
         raise Conflict(f"{store.uri} has changed since this was begun; start it again")
+    owner = Owner.this_process(0)
     version = Version(
         number=len(model.history) + 1,
         action=change.action,
         subject=change.subject,
         state=change.state,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        by=f"{getpass.getuser()}@{socket.gethostname()}",
+        by=f"{owner.user}@{owner.host}",
         accuracy=change.accuracy,
         details=change.details,
     )
@@ -170,7 +172,13 @@ def find_restorable(file: ModelFile, number: int) -> Version:
     return version
 
 
-def open_candidate(store: Store, name: str, champion: ModelFile, packs: Sequence[str]) -> None:
+def open_candidate(
+    store: Store,
+    name: str,
+    champion: ModelFile,
+    packs: Sequence[str],
+    identities: Sequence[Mapping[str, Any]],
+) -> None:
     """Prepare a candidate's file, in which more is learnt on these packs; one left by a kill is gone on with.
 
     Args:
@@ -178,12 +186,22 @@ def open_candidate(store: Store, name: str, champion: ModelFile, packs: Sequence
         name: of the candidate's file.
         champion: gives what is not packs; its epoch is the writer's.
         packs: what the candidate starts from.
+        identities: of all packs that it is to have: what was learnt from other images, say, is learnt again.
     """
     found = read_model_file(store, name)
     begun = found[0].packs if found else ()
-    kept = begun if begun[: len(packs)] == tuple(packs) else tuple(packs)
-    candidate = replace(champion, packs=kept, history=())
+    kept = list(packs)
+    if begun[: len(packs)] == tuple(packs):
+        more = zip(begun[len(packs) :], identities[len(packs) :], strict=False)
+        kept += [digest for digest, _ in takewhile(lambda pair: _is_of(store, *pair), more)]
+    candidate = replace(champion, packs=tuple(kept), history=())
     store.replace(name, candidate.to_bytes(), found[1] if found else None)
+
+
+def _is_of(store: Store, digest: str, identity: Mapping[str, Any]) -> bool:
+    """Whether a pack was learnt from this."""
+    meta = TaskPack.read_meta(store, digest)
+    return {key: meta[key] for key in identity} == json.loads(json.dumps(identity))
 
 
 def read_production(store: Store) -> tuple[ModelFile, str]:

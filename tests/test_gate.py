@@ -69,9 +69,13 @@ def test_the_new_domain_has_to_beat_zero_shot(gained: int, verdict: str) -> None
     assert "points against zero-shot CLIP" in one.said
 
 
-@pytest.mark.parametrize(("lost", "verdict"), [(50, "passed"), (60, "undecided"), (200, "blocked")])
-def test_a_guard_domain_keeps_its_zero_shot_accuracy(lost: int, verdict: str) -> None:
-    one = check("guard", lost, same=10_000 - lost, won=0)
+@pytest.mark.parametrize(
+    ("lost", "won", "verdict"),
+    # A drop of 0.6 points is no chance where hardly an image changes, and may be where many do.
+    [(50, 0, "passed"), (60, 0, "blocked"), (1060, 1000, "undecided"), (200, 0, "blocked")],
+)
+def test_a_guard_domain_keeps_its_zero_shot_accuracy(lost: int, won: int, verdict: str) -> None:
+    one = check("guard", lost, same=10_000 - lost - won, won=won)
     assert (one.name, one.limit, one.verdict) == ("max_transfer_drop", -0.5, verdict)
 
 

@@ -14,13 +14,12 @@ import lada_ray
 from lada_ray import retrain as module
 from lada_ray.config import ResourceConfig, StreamConfig, TrackingConfig
 from lada_ray.console import Console
-from lada_ray.domains import Domain, FolderSpec
-from lada_ray.errors import InputError, LostLease
+from lada_ray.errors import InputError, LadaError, LostLease
 from lada_ray.gate import Limits
 from lada_ray.inbox import REJECTED
 from lada_ray.production import Production, Settings
 from lada_ray.publish import publish
-from lada_ray.retrain import Retrained, load_guards, retrain
+from lada_ray.retrain import Retrained, retrain
 from lada_ray.run import Run
 from lada_ray.store import join, open_store
 from lada_ray.stream import run_stream
@@ -64,7 +63,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 def storage(learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the storage; the registry is another test's business."""
     monkeypatch.setattr(module, "publish", lambda production: True)
-    monkeypatch.setattr(module, "is_published", lambda store, file: True)
+    monkeypatch.setattr(module, "is_published", lambda *_: True)
     shutil.copytree(learnt / "storage", tmp_path / "storage")
     (tmp_path / "inbox").mkdir()
     return tmp_path
@@ -84,8 +83,8 @@ def settings(storage: Path) -> Settings:
     return Settings(model="lada", storage=str(storage / "storage"))
 
 
-def run(storage: Path, limits: Limits = LIMITS, guards: tuple[Domain, ...] = ()) -> Retrained:
-    return retrain(settings(storage), str(storage / "inbox"), limits, guards, console=QUIET)
+def run(storage: Path, guards: str | None = None) -> Retrained:
+    return retrain(settings(storage), str(storage / "inbox"), LIMITS, guards, console=QUIET)
 
 
 def model(storage: Path) -> Any:
@@ -199,25 +198,62 @@ def test_more_images_of_a_known_domain_extend_its_labels(storage: Path) -> None:
     assert [e.status for e in run(storage).endings] == ["learnt"]
 
 
+def guards_yaml(folder: Path, *names: str) -> str:
+    """A YAML whose domains are to be guards; all of them have the same images."""
+    draw_domain(folder / "toys", hue=0.2, test=8)
+    domains = ", ".join(f"{{name: {name}, kind: folder, root: toys}}" for name in names)
+    encoder = "encoder: {model: ViT-B-16-quickgelu}"
+    (folder / "guards.yaml").write_text(f"name: guards\n{encoder}\ndomains: [{domains}]\n")
+    return str(folder / "guards.yaml")
+
+
 def test_guards_are_watched_and_never_learnt(storage: Path, tmp_path: Path) -> None:
-    draw_domain(tmp_path / "toys", hue=0.2, test=8)
-    guard = FolderSpec(name="toys", root=str(tmp_path / "toys")).load("")
     arrive(storage / "inbox", "flags", 0.1, 1.0)
-    (ending,) = run(storage, guards=(guard,)).endings
+    # One that is called like what arrives, and one like what is known, would take their places in the gate.
+    (ending,) = run(storage, guards_yaml(tmp_path, "toys", "flags", "fruit")).endings
     assert ending.gate is not None
-    assert [check["name"] for check in ending.gate["checks"]] == ["max_drop", "min_gain", "max_transfer_drop"]
+    checks = [(check["name"], check["domain"]) for check in ending.gate["checks"]]
+    assert checks == [("max_drop", "fruit"), ("min_gain", "flags"), ("max_transfer_drop", "toys")]
     newest = history(model(storage))[-1]
-    assert "toys" not in newest.accuracy
-    assert "toys" not in lada_ray.load(str(storage / "storage" / "lada" / "model")).domains
+    assert newest.accuracy.keys() == {"fruit", "flags"}
+    assert lada_ray.load(str(storage / "storage" / "lada" / "model")).domains == ["fruit", "flags"]
 
 
-def test_the_domains_of_a_runs_yaml_are_guards(storage: Path, tmp_path: Path) -> None:
-    draw_domain(tmp_path / "toys", hue=0.2)
-    yaml = tmp_path / "guards.yaml"
-    yaml.write_text(
-        "name: guards\nencoder: {model: ViT-B-16-quickgelu}\ndomains: [{name: toys, kind: folder, root: toys}]\n"
-    )
-    assert [guard.name for guard in load_guards(str(yaml), str(storage / "storage"))] == ["toys"]
+def test_test_images_of_a_known_domain_are_not_trained_on(storage: Path, learnt: Path) -> None:
+    entry = arrive(storage / "inbox", "berries", 0.3, 1.0)
+    shutil.copy(learnt / "fruit" / "test" / "class_0" / "0.png", entry / "train" / "class_0" / "stolen.png")
+    (ending,) = run(storage).endings
+    assert ending.status == "rejected"
+    assert "1 of the 24 test images of the known domain fruit are among its training images" in ending.said[0]
+
+
+def test_what_is_not_an_entrys_fault_costs_neither_it_nor_the_others(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(storage / "inbox", "berries", 0.3, 1.0)
+    arrive(storage / "inbox", "flags", 0.1, 2.0)
+    original, broken = module.learn_candidate, ["once"]
+
+    def lost(*arguments: Any) -> Any:
+        if broken:
+            raise LadaError(f"a node died {broken.pop()}")
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "learn_candidate", lost)
+    done = run(storage)
+    assert [(e.entry, e.status) for e in done.endings] == [("berries", "failed"), ("flags", "learnt")]
+    assert not done.good
+    assert not (storage / "inbox" / "berries" / REJECTED).exists()
+    assert [(e.entry, e.status) for e in run(storage).endings] == [("berries", "learnt")]
+
+
+def test_a_model_learnt_in_another_precision_goes_on_in_its_own(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(storage / "inbox", "flags", 0.1, 1.0)
+    # What a cluster with GPUs would choose.
+    monkeypatch.setattr("lada_ray.cluster.Resources.precision", "bf16")
+    assert [e.status for e in run(storage).endings] == ["learnt"]
 
 
 POINTS: dict[str, tuple[Any, str, bool]] = {
@@ -273,7 +309,7 @@ def test_an_owner_that_was_thought_dead_changes_nothing(storage: Path) -> None:
         Run(production.store, production.run.lease)  # somebody else's start raises the epoch
         state = production.champion.state
         with pytest.raises(LostLease, match="taken over"):
-            production.promote(Change("rollback", "1", state))
+            production.promote(production.champion, Change("rollback", "1", state))
     assert len(history(model(storage))) == 1
 
 

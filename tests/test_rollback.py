@@ -30,7 +30,9 @@ def storage(learnt_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         first = production.champion
         prompts = {name: first.state.prompts[name] for name in ("fruit", "flags")}
         state = State(first.state.packs[:2], prompts, first.state.domains[:2])
-        production.promote(Change("rollback", "less", state, {"fruit": 1.0, "flags": 2.0}))
+        production.promote(
+            production.champion, Change("rollback", "less", state, {"fruit": 1.0, "flags": 2.0})
+        )
     return folder
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lada_ray.errors import Conflict, InputError, LostLease
 from lada_ray.head import Prediction
 from lada_ray.model import MODEL, ModelFile, read_model_file
+from lada_ray.pack import TaskPack
 from lada_ray.store import Store, open_store
 from lada_ray.versions import (
     Change,
@@ -92,19 +95,33 @@ def test_what_a_tombstone_names_is_not_restorable(store: Store) -> None:
         find_restorable(file, 2)
 
 
+def identity(name: str, image: str = "0.png") -> dict[str, Any]:
+    return {"labels": [(name, "cat")], "config": {}, "samples": [(image, "sha")]}
+
+
 def test_a_candidate_goes_on_where_it_was_if_it_starts_from_the_same_packs(store: Store) -> None:
-    champion = read_production(store)[0]
-    open_candidate(store, "candidates/x.json", champion, champion.packs)
-    found = read_model_file(store, "candidates/x.json")
+    champion, name = read_production(store)[0], "candidates/x.json"
+    learnt = TaskPack.build(identity("wild"), champion.packs[-1], {"text": np.zeros((1, 2), np.float32)})
+    learnt.write(store)
+    both = [identity("pets"), identity("wild")]
+    open_candidate(store, name, champion, champion.packs, both)
+    found = read_model_file(store, name)
     assert found is not None
     assert (found[0].packs, found[0].history) == (champion.packs, ())
-    more = replace(found[0], packs=(*champion.packs, "pack wild"))
-    store.replace("candidates/x.json", more.to_bytes(), found[1])
-    for before, packs in ((champion.packs, more.packs), (("pack toys",), ("pack toys",))):
-        open_candidate(store, "candidates/x.json", replace(champion, epoch=4), before)
-        now = read_model_file(store, "candidates/x.json")
+    more = replace(found[0], packs=(*champion.packs, learnt.digest))
+
+    def reopened(before: tuple[str, ...], identities: list[dict[str, Any]]) -> tuple[str, ...]:
+        store.write(name, more.to_bytes())
+        open_candidate(store, name, replace(champion, epoch=4), before, identities)
+        now = read_model_file(store, name)
         assert now is not None
-        assert (now[0].packs, now[0].epoch) == (packs, 4)
+        assert now[0].epoch == 4
+        return now[0].packs
+
+    assert reopened(champion.packs, both) == more.packs
+    assert reopened(("pack toys",), both) == ("pack toys",)
+    # Another image was chosen meanwhile: what was learnt without it is not what is asked for.
+    assert reopened(champion.packs, [both[0], identity("wild", "1.png")]) == champion.packs
 
 
 def test_each_pack_has_a_record() -> None:

@@ -25,7 +25,7 @@ from lada_ray.known import KnownDomain
 from lada_ray.model import ModelFile
 from lada_ray.prepare import Stream
 from lada_ray.production import Production, Settings
-from lada_ray.publish import publish
+from lada_ray.publish import publish, registered_name
 from lada_ray.store import Store, join, open_store
 from lada_ray.tracking import withdraw
 from lada_ray.versions import TOMBSTONE, Change, State, Version, history, restorable
@@ -182,7 +182,7 @@ class _Forgetting:
         details: Json = {TOMBSTONE: tombstone, **({"gate": gate.to_json()} if gate else {})}
         if gate and not gate.passed:
             details["forced"] = True
-        self.production.promote(Change("forget", self.subject.said, state, accuracy, details))
+        self.production.promote(self.champion, Change("forget", self.subject.said, state, accuracy, details))
 
     def _tombstone(
         self, state: State, left: list[KnownDomain] | tuple[KnownDomain, ...], beside: tuple[str, ...]
@@ -276,7 +276,7 @@ def _withdraw(production: Production, version: Version) -> bool:
     """Delete from MLflow the versions that are gone, and what the stream's runs hold."""
     kept = {(str(one.number), one.digest) for one in restorable(production.versions)}
     tracking = production.config.tracking
-    name = tracking.registered_model or production.config.name
+    name = registered_name(production.config)
     dead = version.details[TOMBSTONE]["packs"]
     with production.console.stage("registry"):
         return withdraw(

@@ -257,7 +257,8 @@ class _Registry:
             named = next((one for one in numbers if numbers[one] == self._aliases.get(CHAMPION)), 0)
             if named > number or number not in numbers:
                 return
-            before = max((one for one in numbers if one < number), default=None)
+            # Of ours alone: what the history is without any more (it was forgotten) is no version to go back to.
+            before = max((one.number for one in shown if one.number < number), default=None)
             # Champion last: until then `previous` names the same version as it, never an older one.
             moved = before is not None and self._set(PREVIOUS, numbers[before])
             if not (self._set(CHAMPION, numbers[number]) or moved):

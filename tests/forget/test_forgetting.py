@@ -297,7 +297,7 @@ def test_what_only_an_old_version_knows_is_forgotten_too(storage: Path) -> None:
 
         state = production.champion.state
         less = State(state.packs[:1], {"fruit": state.prompts["fruit"]}, state.domains[:1])
-        production.promote(Change("rollback", "x", less))
+        production.promote(production.champion, Change("rollback", "x", less))
     shas = shas_of(storage, FLAGS)
     done = without(storage)
     assert (done.version, done.gate, done.finished) == (4, None, True)
