@@ -177,7 +177,7 @@ def learn_tasks(
     packs = team.agree(ledger.packs())
     seen, parent = read_seen(ledger, packs, plan.bank.width), packs[-1] if packs else None
     for task in plan.tasks[len(packs) :]:
-        data = _task_data(plan, task, text)
+        data = task_data(plan, task, text)
         settings = replace(plan.settings, epochs=task.epochs)
         shard = (team.rank, team.size)
         tower = None if text is None else text.tower
@@ -191,7 +191,8 @@ def learn_tasks(
         yield parent or ""
 
 
-def _task_data(plan: FitPlan, task: TaskPlan, text: TextSide | None) -> TaskData:
+def task_data(plan: FitPlan, task: TaskPlan, text: TextSide | None) -> TaskData:
+    """What the learner needs of a task, read from the bank."""
     init = _read_init(plan, task)
     prompts = [prompt for part in task.parts for prompt in part.prompts]
     return TaskData(
