@@ -37,6 +37,7 @@ from lada_ray.training import Background
 from lada_ray.watching import Watcher
 
 POLL_S = 0.25
+STARTING = "start training workers"
 
 
 def run_stream(config: StreamConfig, fresh: bool = False, console: Console | None = None) -> StreamResult:
@@ -62,7 +63,9 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
     console = console or Console()
     mlflow_uri = tracking_uri(config, os.environ)
     domains, spec = check_input(config, console)
-    with Run.acquire(config, fresh, console.say) as run:
+    with console.stage("take the run's lease"):
+        run = Run.acquire(config, fresh, console.say)
+    with run:
         run.check(config)
         stream = prepare(config, domains, spec, console)
         run.check(config, stream.spec, stream.info, pack_identities(stream))
@@ -125,8 +128,10 @@ def learn(
         return
     evaluator.load()
     console.say("  start training ...")
-    watch = Watcher()
-    training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
+    with console.stage(STARTING):
+        watch = Watcher()
+        training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
+        _wait_for_start(run, shown, training, watch)
     while shown < len(names):
         tracker.start_task(names[shown], shown)
         packs = _wait_for_packs(run, shown, training, watch, console)
@@ -144,6 +149,13 @@ def _start_training(
     ledger = RunLedger(run.store.uri, run.epoch, identities, watch)
     resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
     return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}")
+
+
+def _wait_for_start(run: Run, known: int, training: Background, watch: Watcher) -> None:
+    """Wait until a worker has begun with its first task, or ended before."""
+    while not (training.over or watch.read() or len(run.packs) > known):
+        run.lease.check()
+        time.sleep(POLL_S)
 
 
 def _wait_for_packs(
