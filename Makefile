@@ -37,8 +37,7 @@ lint: install ## check style, types and layers
 	@$(BIN)/mypy lada_ray jobs benchmarks
 	@$(BIN)/lint-imports --no-logo
 
-bench: install ## run the benchmarks
-	@test -d benchmarks || { echo "There are no benchmarks yet."; exit 1; }
+bench: install ## measure side by side (an hour on 2 cores); ARGS="classes step --out bench" does some, with a page
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, builds and caches; runs stay

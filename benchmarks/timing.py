@@ -36,25 +36,6 @@ def interleaved(
     return {name: median(values) for name, values in seconds.items()}
 
 
-def paired_ratio(
-    over: Callable[[], Any], under: Callable[[], Any], repeats: int
-) -> tuple[float, dict[str, float]]:
-    """Seconds of the first over the second: the median of the ratios of neighbouring calls, and both medians."""
-    over(), under()
-    pairs = []
-    for _ in range(repeats):
-        times = []
-        for function in (over, under):
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        pairs.append(times)
-    return median(a / b for a, b in pairs), {
-        "over": median(a for a, _ in pairs),
-        "under": median(b for _, b in pairs),
-    }
-
-
 def fresh(function: str, **arguments: Any) -> dict[str, Any]:
     """Call a function of this package in a fresh process.
 

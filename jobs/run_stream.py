@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         config, flags = parse_command_line(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        return run(config, flags, Console())
+        return run(config, flags, Console.of_process())
     except LadaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -44,10 +44,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: StreamConfig, flags: Flags, console: Console) -> int:
     """Do what was asked for; returns the exit code."""
-    # Imported when the command line is known to be good: it takes seconds.
-    from lada_ray.plan import print_plan
-    from lada_ray.results import show
-    from lada_ray.stream import run_stream
+    with console.stage("imports"):
+        # Imported when the command line is known to be good: it takes seconds.
+        from lada_ray.plan import print_plan
+        from lada_ray.results import show
+        from lada_ray.stream import run_stream
 
     if flags.plan:
         return print_plan(config, console)

@@ -68,6 +68,21 @@ class Console:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
             self._stop_bars()
 
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count part of a stage's time as another stage: what it turned out to be afterwards."""
+        moved = min(max(0.0, seconds), self.seconds.get(source, 0.0))
+        if moved:
+            self.seconds[source] -= moved
+            self.seconds[target] = self.seconds.get(target, 0.0) + moved
+
+    @classmethod
+    def of_process(cls) -> Console:
+        """A console whose clock starts with this process; what has passed since counts as "imports"."""
+        import psutil
+
+        passed = max(0.0, time.time() - psutil.Process().create_time())
+        return cls(started=time.monotonic() - passed, seconds={"imports": passed})
+
     def _name_stage(self, name: str) -> None:
         if self._bar is None and name not in self._named:
             self._named.add(name)

@@ -202,6 +202,7 @@ def encode(
             run.id,
             console.progress,
         )
+    console.move(extraction.start_s, "encode images", "start encoders")
     run.lease.check()
     warn_of_bad(images[0], console)
     return images, extraction

@@ -38,6 +38,8 @@ from lada_ray.tracking import BackgroundTracker, Tracker, client_environment, fl
 from lada_ray.training import Background
 from lada_ray.watching import Watcher
 
+STARTING = "start training workers"
+
 
 def run_stream(config: StreamConfig, fresh: bool = False, console: Console | None = None) -> StreamResult:
     """Learn a stream of domains: encode every image once; then for each domain learn, commit, test, track.
@@ -62,7 +64,9 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
     console = console or Console()
     mlflow_uri = tracking_uri(config, os.environ)
     domains, spec = check_input(config, console)
-    with Run.acquire(config, fresh, console.say) as run:
+    with console.stage("take the run's lease"):
+        run = Run.acquire(config, fresh, console.say)
+    with run:
         run.check(config)
         stream = prepare(config, domains, spec, console)
         run.check(config, stream.spec, stream.info, pack_identities(stream))
@@ -129,8 +133,10 @@ def learn(
         return
     evaluator.load()
     console.say("  start training ...")
-    watch = Watcher()
-    training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
+    with console.stage(STARTING):
+        watch = Watcher()
+        training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
+        training.wait_for_start(shown, run.lease, watch)
     while shown < len(names):
         tracker.start_task(names[shown], shown)
         packs = training.next_packs(shown, run.lease, watch, console)

@@ -56,6 +56,16 @@ class Background:
         if self._error is not None:
             raise_cause(self._error)
 
+    def wait_for_start(self, known: int, lease: Lease, watch: Watcher) -> None:
+        """Wait until a worker has begun with its first task, after `known` packs, or ended before.
+
+        Raises:
+            LostLease: another process took the run over.
+        """
+        while not (self.over or watch.read() or len(self._ledger.packs()) > known):
+            lease.check()
+            time.sleep(POLL_S)
+
     def next_packs(self, known: int, lease: Lease, watch: Watcher, console: Console) -> tuple[str, ...]:
         """Wait until there are more packs than `known`, showing how far the current task is; returns them all.
 

@@ -6,8 +6,7 @@ import hashlib
 import json
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from lada_ray.encoder.resolve import EncoderSpec, weights_file
 from lada_ray.encoder.towers import why_not_tunable
 from lada_ray.errors import InputError, IntegrityError
+from lada_ray.pixels import PixelPipeline, full_float32
 from lada_ray.views import Pixels
 
 # Images are encoded in batches of exactly this size, padded: the same row alone and in a batch of another
@@ -73,8 +73,10 @@ class Encoder:
         self.model: Any = _build(spec, name)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.model.eval().requires_grad_(False).to(self.device)
-        self._mean = torch.tensor(spec.preprocess.mean, device=self.device).view(3, 1, 1)
-        self._std = torch.tensor(spec.preprocess.std, device=self.device).view(3, 1, 1)
+        mean, std, size = spec.preprocess.mean, spec.preprocess.std, BATCH[self.device.type]
+        self._pipeline = PixelPipeline(
+            lambda images: self.model.encode_image(images), mean, std, size, self.device, spec.precision
+        )
 
     def info(self) -> EncoderInfo:
         """Fingerprint, width, τ, and whether it can be tuned."""
@@ -109,25 +111,9 @@ class Encoder:
         Returns:
             [n, d] float32, the image tower's output after its projection, not normalised.
         """
-        size = BATCH[self.device.type]
-        parts = [self._encode_padded(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
-        return (
-            np.concatenate(parts) if parts else np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
-        )
-
-    @torch.inference_mode()
-    def _encode_padded(self, pixels: Pixels, size: int) -> npt.NDArray[np.float32]:
-        batch = np.zeros((size, *pixels.shape[1:]), np.uint8)
-        batch[: len(pixels)] = pixels
-        images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255.0
-        images = (images - self._mean) / self._std
-        with full_float32(), self._precision():
-            features = self.model.encode_image(images)
-        return features[: len(pixels)].float().cpu().numpy()
-
-    def _precision(self) -> torch.autocast:
-        on = self.spec.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+        if len(pixels) == 0:
+            return np.zeros((0, self.spec.architecture["embed_dim"]), np.float32)
+        return self._pipeline(pixels)
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -158,20 +144,6 @@ def load_encoder(spec: EncoderSpec, device: str | None = None) -> Encoder:
 def device_for(gpus: float) -> str:
     """The device of a Ray task or actor that was given so many GPUs."""
     return "cuda" if gpus > 0 else "cpu"
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """float32 without TF32's ten bits, which torch allows in convolutions (patch embeddings) on its own."""
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
 
 
 def register_architecture(spec: EncoderSpec) -> str:

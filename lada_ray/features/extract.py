@@ -65,6 +65,8 @@ class Extraction:
     nothing about equal bytes elsewhere, nor about other encoders."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Busy seconds per stage, over all workers: read, decode, encode."""
+    start_s: float = 0.0
+    """Wall seconds until the first encoder had its first images: workers and actors start, and load the encoder."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class EncodeViews(EncoderActor):
 
     def work(self, batch: Batch) -> dict[str, Any]:
         """Encode rows of pixels, write them as one part, and say so."""
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         bad, unread = stated(batch, "sha256", "reason"), stated(batch, "uri", "unread")
         good, features, not_finite = self.encode(batch)
         unread |= {str(batch["uri"][i]): NOT_FINITE for i in not_finite}
@@ -256,7 +258,15 @@ class EncodeViews(EncoderActor):
             "decode": float(batch["decode_s"].sum()),
             "encode": time.perf_counter() - started,
         }
-        return {"part": part, "bad": bad, "unread": unread, "seconds": seconds, "images": len(batch["view"])}
+        images = len(batch["view"])
+        return {
+            "part": part,
+            "bad": bad,
+            "unread": unread,
+            "seconds": seconds,
+            "images": images,
+            "began": began,
+        }
 
 
 def _stated_error(error: LadaError) -> dict[str, Any]:
@@ -305,7 +315,7 @@ def extract(
     result = Extraction()
     if not gaps:
         return result
-    done = 0
+    done, started, first = 0, time.time(), math.inf
     with _Entering(bank) as entering:
         for row in _pipeline(gaps, spec, bank, pool, run):
             raise_stated(row)
@@ -317,8 +327,10 @@ def extract(
             result.unread |= row["unread"]
             for stage, seconds in row["seconds"].items():
                 result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
-            done += row["images"]
+            done, first = done + row["images"], min(first, row["began"])
             progress(done, total)
+    # Clocks of other nodes may differ a little.
+    result.start_s = max(0.0, first - started) if done else 0.0
     bank.table.merge()
     return result
 

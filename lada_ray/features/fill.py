@@ -160,6 +160,7 @@ def fill_bank(
         done = extract(gaps, spec, bank, pool, run, lambda a, b: progress("encode", a, b))
         index.add_bad(done.bad, run)
         total.added += done.added
+        total.start_s += done.start_s
         total.bad |= done.bad
         total.unread |= done.unread
         total.seconds = {

@@ -240,6 +240,8 @@ def _fit(plan: FitPlan, task: TaskPlan, learner: TaskLearner, ledger: Ledger, te
     started = time.time()
     losses = _resume(plan, task, learner, team.agree(ledger.load_checkpoint()))
     saved = shown = time.monotonic()
+    if team.chief:
+        ledger.progress(task, learner.steps_done, learner.total_steps)
     while not learner.done:
         losses.append(learner.step())
         now = time.monotonic()

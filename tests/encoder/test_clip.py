@@ -18,8 +18,8 @@ from torch import nn
 
 from lada_ray.config import EncoderConfig
 from lada_ray.encoder import Encoder, EncoderSpec, device_for, load_encoder, resolve_encoder
-from lada_ray.encoder.clip import full_float32
 from lada_ray.errors import InputError, IntegrityError, LadaError
+from lada_ray.pixels import full_float32
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,

@@ -1,0 +1,174 @@
+"""The extraction pipeline, against a bare PyTorch DataLoader loop and against the encoder alone."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.result import Bar, Result
+from lada_ray.config import EncoderConfig
+from lada_ray.encoder import Encoder, EncoderSpec, load_encoder, resolve_encoder
+from lada_ray.features.bank import FeatureBank
+from lada_ray.features.extract import ENCODE_VIEWS, Gap, Pool, extract, render_image
+from lada_ray.store import open_store
+from lada_ray.views import TEST_VIEW
+
+CORES = 2
+WORKERS = 2
+# Views per encoder: enough for several batches of the pipeline, the first of which is start-up.
+VIEWS = {"light": 16 * ENCODE_VIEWS, "heavy": 4 * ENCODE_VIEWS}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over all images: seconds in all, and images per second once it runs."""
+
+    seconds: float
+    rate: float
+
+
+def measure(repeats: int, quick: bool) -> Result:
+    """Images per second with a light and a heavy encoder, both ways in turn."""
+    import ray
+
+    bars: list[Bar] = []
+    figures: dict[str, float] = {}
+    ray.init("local", num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level=40)
+    try:
+        with tempfile.TemporaryDirectory(prefix="lada-bench-") as folder:
+            for name, spec in _encoders(Path(folder), quick).items():
+                views = 2 * ENCODE_VIEWS if quick else VIEWS[name]
+                found = compare(spec, views, 1 if quick else min(3, repeats), Path(folder) / name)
+                figures |= {f"{name}: {key}": value for key, value in found.items()}
+                ratio = found["pipeline, images/s"] / found["DataLoader, images/s"]
+                bars.append(Bar(f"{name} encoder, rate over the DataLoader's", ratio, "at least", 0.95))
+    finally:
+        ray.shutdown()
+    return Result("extract", f"images through the pipeline on {CORES} cores", tuple(bars), figures)
+
+
+def _encoders(folder: Path, quick: bool) -> dict[str, EncoderSpec]:
+    light = resolve_encoder(EncoderConfig(model="demo-clip", pretrained="demo"), "fp32")
+    if quick:
+        return {"light": light}
+    weights = folder / "vit-b-32.pt"
+    save_random_weights("ViT-B-32", weights)
+    config = EncoderConfig(model="ViT-B-32", pretrained=str(weights), quick_gelu=False)
+    return {"light": light, "heavy": resolve_encoder(config, "fp32")}
+
+
+def save_random_weights(model: str, path: Path) -> None:
+    """Write the weights of an untrained open_clip model."""
+    import open_clip
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(model).state_dict(), path)
+
+
+def compare(spec: EncoderSpec, views: int, repeats: int, folder: Path) -> dict[str, float]:
+    """Both loops in turn on the same files, and the encoder on pixels in memory."""
+    import torch
+
+    torch.set_num_threads(CORES)
+    gaps = draw_images(folder / "images", views, spec.preprocess.size)
+    encoder = load_encoder(spec, "cpu")
+    loops: dict[str, Callable[[int], Pass]] = {
+        "pipeline": lambda i: run_pipeline(gaps, spec, encoder, folder / f"bank-{i}"),
+        "DataLoader": lambda i: run_loader(gaps, spec, encoder),
+        "encoder alone": lambda i: run_encoder(encoder, min(views, 4 * ENCODE_VIEWS)),
+    }
+    passes: dict[str, list[Pass]] = {name: [] for name in loops}
+    for i in range(repeats):
+        for name, loop in loops.items():
+            passes[name].append(loop(i))
+    rates = {f"{name}, images/s": median(p.rate for p in some) for name, some in passes.items()}
+    whole = {f"{name} with start-up, s": median(p.seconds for p in some) for name, some in passes.items()}
+    return {**rates, **whole}
+
+
+def draw_images(folder: Path, number: int, size: int) -> list[Gap]:
+    """JPEG files of about four times the encoder's pixels."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    gaps = []
+    for i in range(number):
+        coarse = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+        path = folder / f"{i}.jpg"
+        Image.fromarray(coarse).resize((2 * size, 2 * size), Image.Resampling.BICUBIC).save(path, quality=90)
+        gaps.append(Gap(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), (TEST_VIEW,)))
+    return gaps
+
+
+def run_pipeline(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder, folder: Path) -> Pass:
+    """The product's: Ray Data, an encoder actor, features into a bank."""
+    info = encoder.info()
+    bank = FeatureBank(open_store(folder), info.feature_key, info.width)
+    marks: list[tuple[float, int]] = []
+    started = time.perf_counter()
+    extract(
+        gaps,
+        spec,
+        bank,
+        Pool(1, 1, 0),
+        "bench",
+        lambda done, total: marks.append((time.perf_counter(), done)),
+    )
+    return Pass(time.perf_counter() - started, _rate(marks))
+
+
+class Files:
+    """A PyTorch data set of the deterministic views of images."""
+
+    def __init__(self, gaps: Sequence[Gap], spec: EncoderSpec) -> None:
+        self.gaps, self.preprocess = gaps, spec.preprocess
+
+    def __len__(self) -> int:
+        return len(self.gaps)
+
+    def __getitem__(self, index: int) -> Any:
+        gap = self.gaps[index]
+        return render_image(gap.uri, gap.views, self.preprocess, gap.sha256).pixels[0]
+
+
+def run_loader(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder) -> Pass:
+    """A DataLoader with two workers, and the same encoder in this process; features are kept in memory."""
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(Files(gaps, spec), batch_size=64, num_workers=WORKERS)  # type: ignore[arg-type]
+    marks, done, kept = [], 0, []
+    started = time.perf_counter()
+    for pixels in loader:
+        kept.append(encoder.encode_pixels(pixels.numpy()))
+        done += len(pixels)
+        if done % ENCODE_VIEWS == 0 or done == len(gaps):
+            marks.append((time.perf_counter(), done))
+    return Pass(time.perf_counter() - started, _rate(marks))
+
+
+def run_encoder(encoder: Encoder, number: int) -> Pass:
+    """The limit: pixels that are in memory already."""
+    size = encoder.spec.preprocess.size
+    pixels = np.random.default_rng(0).integers(0, 255, (ENCODE_VIEWS, size, size, 3)).astype(np.uint8)
+    encoder.encode_pixels(pixels[:64])
+    started = time.perf_counter()
+    for _ in range(number // ENCODE_VIEWS):
+        encoder.encode_pixels(pixels)
+    seconds = time.perf_counter() - started
+    return Pass(seconds, number / seconds)
+
+
+def _rate(marks: Sequence[tuple[float, int]]) -> float:
+    """Images per second from the end of the first batch on."""
+    (first, before), (last, done) = marks[0], marks[-1]
+    return (done - before) / (last - first)
