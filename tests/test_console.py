@@ -138,3 +138,19 @@ def test_the_clock_runs() -> None:
     with shown.stage("sleep"):
         time.sleep(0.01)
     assert 0.01 <= shown.seconds["sleep"] < 5
+
+
+def test_part_of_a_stage_may_turn_out_to_be_another() -> None:
+    console = Console(quiet=True, seconds={"encode images": 10.0})
+    console.move(4.0, "encode images", "start encoders")
+    console.move(-1.0, "encode images", "start encoders")
+    console.move(99.0, "nothing", "start encoders")
+    assert console.seconds == {"encode images": 6.0, "start encoders": 4.0}
+    console.move(99.0, "encode images", "start encoders")
+    assert console.seconds == {"encode images": 0.0, "start encoders": 10.0}
+
+
+def test_the_clock_of_a_job_starts_with_its_process() -> None:
+    console = Console.of_process()
+    assert console.seconds["imports"] > 0
+    assert console.wall_seconds == pytest.approx(console.seconds["imports"], abs=1)
