@@ -40,6 +40,8 @@ from lada_ray.inbox import (
     scan,
     validate,
 )
+from lada_ray.inbox.entries import REJECTED_LIMIT
+from lada_ray.inbox.folder import list_unfollowed
 from lada_ray.store import Store, join, open_store
 
 PETS = [
@@ -183,6 +185,88 @@ def test_what_changed_while_it_was_looked_at_is_tried_again(inbox: Store) -> Non
     inbox.write("pets/domain.yaml", b"corrected meanwhile")
     reject(entry, ["a mistake in domain.yaml"])
     assert names(scan(inbox.uri).entries) == ["pets"]
+
+
+def test_what_links_lead_to_is_not_listed(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "all/deep").mkdir(parents=True)
+    (tmp_path / "all/deep/_READY").touch()
+    listed, scandir = list[str](), os.scandir
+
+    def noted(path: str) -> Any:
+        listed.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    entry = entry_of(local, "bad")
+    Path(entry.uri, "all").symlink_to(tmp_path / "all")
+    Path(local.uri, "whole").symlink_to(tmp_path / "all")
+    Path(local.uri, "loop").symlink_to("loop")
+    found = scan(local.uri)
+    assert (names(found.entries), found.incomplete, found.unreadable) == (["bad"], ("whole",), ())
+    assert found.entries[0].fingerprint != entry.fingerprint
+    assert listed
+    assert not [path for path in listed if "all" in path or "whole" in path]
+    Path(tmp_path, "all/deep/more").touch()
+    assert scan(local.uri) == found
+
+
+def test_a_folder_that_cannot_be_listed_costs_this_entry_alone(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, shut = entry_of(local, "good"), entry_of(local, "bad"), entry_of(local, "shut")
+    scandir, access = os.scandir, os.access
+
+    def closed(path: str) -> Any:
+        if path.endswith("bad/test/dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # root may list whatever its mode says
+    monkeypatch.setattr(os, "access", lambda path, mode: "shut/" not in path and access(path, mode))
+    found = scan(local.uri)
+    assert (found.entries, found.incomplete, found.rejected) == ((good,), (), ())
+    assert found.unreadable == (
+        f"bad: cannot be read: Permission denied: {bad.uri}/test/dog",
+        f"shut: cannot be read: Permission denied: {shut.uri}/domain.yaml",
+    )
+    assert refused(bad) == [f"{bad.uri} cannot be listed: Permission denied: {bad.uri}/test/dog"]
+    monkeypatch.undo()
+    assert scan(local.uri).entries == (good, bad, shut)
+
+
+def test_the_listing_of_a_folder_is_that_of_its_storage(local: Store) -> None:
+    files = ["a/b/c.png", "a/b.png", "a.b/c.png", "a-b", "a b", "odd/_READY", "ü/é.png"]
+    entry = entry_of(local, "odd", files=files)
+    os.mkfifo(f"{entry.uri}/pipe")
+    Path(entry.uri, ".lada-tmp-1").touch()
+    assert list_unfollowed(entry.uri) == list(open_store(entry.uri).list())
+
+
+def test_a_rejection_that_cannot_be_written_is_told(local: Store) -> None:
+    entry = entry_of(local, "pets")
+    Path(entry.uri, "_REJECTED.json").mkdir()
+    assert reject(entry, ["bad"]) is None
+    clear_rejection(entry)
+    assert scan(local.uri).entries == (entry,)
+
+
+def test_a_rejection_is_small_enough_to_be_read(local: Store, tmp_path: Path) -> None:
+    entry = entry_of(local, "pets")
+    uri = reject(entry, ["\U0010ffff" * 10_000, *["\U0001f600" * 10_000] * 300])
+    assert uri is not None
+    said = json.loads(Path(uri).read_text())["problems"]
+    assert ([len(line) for line in said[:200]], said[200:]) == ([1001] * 200, ["… and 101 more problems"])
+    assert scan(local.uri).rejected == ("pets",)
+    # One that is larger, or a link, is none of ours.
+    text = Path(uri).read_text()
+    Path(uri).write_text(text + " " * REJECTED_LIMIT)
+    assert scan(local.uri).entries == (entry,)
+    (tmp_path / "said").write_text(text)
+    Path(uri).unlink()
+    Path(uri).symlink_to(tmp_path / "said")
+    assert scan(local.uri).entries == (entry,)
 
 
 # ---------------------------------------------------------------- what is learnt
@@ -413,11 +497,12 @@ def test_links_do_not_lead_elsewhere(local: Store, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     entry = entry_of(local, "pets", f"{CARD}shots: 0\n")
     folder = Path(entry.uri)
+    before = refused(entry)
+    assert before == ["domain.yaml: shots: must be greater than or equal to 1 (got 0)"]
     (folder / "train/cat/within.png").symlink_to("0.png")
     (folder / "train/cow").symlink_to(tmp_path / "secret")
     (folder / "train/dog/hosts.png").symlink_to("/etc/hosts")
     assert refused(entry) == [
-        "domain.yaml: shots: must be greater than or equal to 1 (got 0)",
         f"links that lead out of {entry.uri}: train/cow, train/dog/hosts.png; the data has to lie in the entry's own "
         "folder, unless whoever runs the job allows more",
     ]
@@ -428,6 +513,50 @@ def test_links_do_not_lead_elsewhere(local: Store, tmp_path: Path) -> None:
         (tmp_path / "secret" / name).write_text(CARD)
     (linked,) = [e for e in scan(local.uri).entries if e.name == "linked"]
     assert refused(linked)[0].startswith(f"{linked.uri} is a link that leads out of {local.uri}; ")
+    # Nor is anything written or removed where it leads.
+    assert reject(linked, ["bad"]) is None
+    (tmp_path / "secret/_REJECTED.json").write_text("theirs")
+    clear_rejection(linked)
+    assert (tmp_path / "secret/_REJECTED.json").read_text() == "theirs"
+
+
+def test_a_card_that_is_a_link_tells_nothing_of_what_it_leads_to(local: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret.yaml").write_text("password: [hunter2\n")
+    entry = entry_of(local, "pets", None)
+    Path(entry.uri, "domain.yaml").symlink_to(tmp_path / "secret.yaml")
+    (line,) = refused(entry)
+    assert line.startswith(f"links that lead out of {entry.uri}: domain.yaml; ")
+    assert refused(entry, outside=True)[0].startswith("domain.yaml, line 2")
+
+
+def test_folders_that_link_to_each_other_are_refused(local: Store) -> None:
+    entry = entry_of(local, "pets")
+    for name in ("one", "two"):
+        Path(entry.uri, name).mkdir()
+    Path(entry.uri, "one/two").symlink_to("../two")
+    Path(entry.uri, "two/one").symlink_to("../one")
+    assert refused(entry) == [
+        "links to folders: one/two, two/one; put the files there, or links to each of them"
+    ]
+
+
+def test_a_card_may_not_ask_for_too_much(local: Store) -> None:
+    text = f"kind: folder\nname: {'n' * 101}\nprompt: '{{}}{'p' * 999}'\nclass_names: {{dog: {'d' * 201}}}\n"
+    lines = refused(entry_of(local, "pets", f"{text}epochs: 10001\n"))
+    assert [line.partition(" (got ")[0] for line in lines] == [
+        "domain.yaml: name: string must have at most 100 characters",
+        "domain.yaml: prompt: string must have at most 1000 characters",
+        "domain.yaml: class_names.dog: string must have at most 200 characters",
+        "domain.yaml: epochs: must be less than or equal to 10000",
+    ]
+    text = f"kind: folder\nname: {'n' * 100}\nprompt: '{{}}{'p' * 998}'\nclass_names: {{dog: {'d' * 200}}}\n"
+    assert arrival_of(entry_of(local, "pets", f"{text}epochs: 10000\n")).domain.epochs == 10_000
+    local.write("pets/domain.yaml", CARD.encode())
+    for split in ("train", "test"):
+        Path(local.uri, "pets", split, "dog").rename(Path(local.uri, "pets", split, "d" * 201))
+    assert refused(entry_of(local, "pets", None, [])) == [
+        f"pets: names of classes with more than 200 characters: '{'d' * 30}…'"
+    ]
 
 
 def test_too_few_images_to_test(local: Store) -> None:
@@ -459,6 +588,7 @@ def test_names_that_cannot_be_written_down_are_refused(local: Store) -> None:
     ]
     # A name of the owner's choice breaks neither the file nor a terminal.
     uri = reject(entry, ["\udcff\x1b[2J\n"])
+    assert uri is not None
     assert json.loads(Path(uri).read_text())["problems"] == ["\\udcff\\x1b[2J\\n"]
 
 
@@ -576,6 +706,17 @@ def test_more_images_of_known_classes(inbox: Store) -> None:
     assert recognise(more, part, tasks).same == "pets"
     assert recognise(more, {"cat": list(images["dog"])[:2]}, tasks).same is None
     assert recognise(more, {"dog": frozenset()}, tasks).same is None
+
+
+def test_few_shots_that_come_again_with_more_images_are_learnt(local: Store) -> None:
+    arrival = arrival_of(entry_of(local, "first"))
+    known = replace(learnt(arrival), complete=False)
+    images = images_by_class(arrival.domain, hashes(arrival.domain))
+    more = {name: shas | {f"new {name} {i}" for i in range(50)} for name, shas in images.items()}
+    assert recognise(arrival, more, [known]).same == "pets"
+    extending = replace(arrival, card=Card(extends=True))
+    assert recognise(extending, more, [known]).same is None
+    assert recognise(extending, images, [known]).same == "pets"
 
 
 def test_only_what_is_known_can_be_extended(inbox: Store) -> None:

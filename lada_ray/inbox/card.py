@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from lada_ray.config import find_problems
 from lada_ray.domains import KINDS, Domain, DomainSpec, FolderSpec
@@ -22,6 +22,10 @@ CARD_LIMIT = 2**20
 """Bytes of a domain.yaml: room for names of ten thousand classes, and not for a reader's hour."""
 
 
+NAME_LIMIT, PROMPT_LIMIT, EPOCHS_LIMIT = 200, 1000, 10_000
+"""Characters of a class's name and of a prompt, and passes over a domain, that a stranger may ask for."""
+
+
 class Card(BaseModel):
     """What domain.yaml says beside the keys of its kind."""
 
@@ -33,6 +37,15 @@ class Card(BaseModel):
     """Training images per class (null: as the model learns its other domains)."""
     extends: bool = False
     """Whether these are more images of classes that the known domain of this name has."""
+
+
+class _Limited(DomainSpec):
+    """Narrower than what whoever writes a configuration may say."""
+
+    name: Annotated[str, Field(max_length=100), AfterValidator(check_name)]
+    prompt: str | None = Field(default=None, max_length=PROMPT_LIMIT)
+    class_names: dict[str, Annotated[str, Field(max_length=NAME_LIMIT)]] = Field(default_factory=dict)
+    epochs: int | None = Field(default=None, ge=1, le=EPOCHS_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,7 @@ def _stand_in(folder: str) -> str:
 
 def _faults(spec: type[DomainSpec] | None, raw: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with each key of a card; with an unknown kind, only the keys that all kinds have are told."""
-    base = (Card, spec or FolderSpec)
+    base = (Card, _Limited, spec or FolderSpec)
     model: type[BaseModel] = create_model("DomainCard", __base__=base)
     given = dict(raw) if spec else {k: v for k, v in raw.items() if k in model.model_fields and k != "kind"}
     try:

@@ -105,23 +105,26 @@ def recognise(arrival: Arrival, images: Mapping[str, Collection[str]], known: Se
     Raises:
         InputError: its name is that of a known domain with other images, and it does not extend it.
     """
-    name, content = arrival.domain.name, content_key(images)
-    same = next((k.name for k in known if k.images and _is_same(k, content, images)), None)
-    if same is None and arrival.card.extends and _holds(images, [k for k in known if k.name == name]):
+    name, content, extends = arrival.domain.name, content_key(images), arrival.card.extends
+    same = next((k.name for k in known if k.images and _is_same(k, content, images, extends)), None)
+    if same is None and extends and _holds(images, [k for k in known if k.name == name]):
         same = name
     if same is not None:
         note = f"{name}: all its images are those of the known domain {same}: there is nothing to learn"
         return Recognition(content, same, (note,))
-    if not arrival.card.extends and any(k.name == name for k in known):
+    if not extends and any(k.name == name for k in known):
         raise InputError(
             [*_shared(name, images, known), taken(name)], f"{arrival.entry.uri} cannot be learnt"
         )
     return Recognition(content, None, tuple(_shared(name, images, known)))
 
 
-def _is_same(known: Known, content: str, images: Mapping[str, Collection[str]]) -> bool:
-    """Whether a known domain has this content; if few shots of it are known, whether these are all among the images."""
-    if known.complete:
+def _is_same(known: Known, content: str, images: Mapping[str, Collection[str]], extends: bool) -> bool:
+    """Whether a known domain has this content; if few shots of it are known, whether these are all among the images.
+
+    Not so for what extends it: its known images may have come along with new ones.
+    """
+    if known.complete or extends:
         return known.content == content
     classes = [set(shas) for shas in images.values()]
     return all(any(set(shas) <= one for one in classes) for shas in known.images.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lada_ray.config import is_relative
@@ -14,6 +14,7 @@ from lada_ray.domains.listed import some
 from lada_ray.domains.parts import split_part
 from lada_ray.errors import LadaError
 from lada_ray.inbox.entries import Entry
+from lada_ray.inbox.folder import below
 from lada_ray.store import is_remote, open_store
 
 
@@ -73,23 +74,28 @@ def images_out(entry: Entry, domain: Domain) -> list[str]:
 
 
 def links_out(folder: str) -> list[str]:
-    """One line about links in an entry's folder that leave it; none in an object store, which has no links."""
+    """What is wrong with the links in an entry's folder; nothing in an object store, which has no links."""
     if is_remote(folder):
         return []
     real, inbox = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
     if not _inside(real, inbox):
         return [f"{folder} is a link that leads out of {inbox}; {OUTSIDE}"]
-    out = sorted(
-        os.path.relpath(link, folder) for link in _links(folder) if not _inside(os.path.realpath(link), real)
-    )
-    return [f"links that lead out of {folder}: {some(out)}; {OUTSIDE}"] if out else []
+    try:
+        links = sorted(entry.path for entry in below(folder) if entry.is_symlink())
+    except OSError as error:
+        return [f"{folder} cannot be listed: {error.strerror}: {error.filename}"]
+    out = [link for link in links if not _inside(os.path.realpath(link), real)]
+    # A few folders that link to each other have more paths than can ever be listed.
+    folders = [link for link in links if os.path.isdir(link) and link not in out]
+    lines = []
+    if out:
+        lines.append(f"links that lead out of {folder}: {_named(out, folder)}; {OUTSIDE}")
+    if folders:
+        lines.append(
+            f"links to folders: {_named(folders, folder)}; put the files there, or links to each of them"
+        )
+    return lines
 
 
-def _links(folder: str) -> Iterator[str]:
-    """Every link in and below a folder; linked folders are not entered."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                yield entry.path
-            elif entry.is_dir():
-                yield from _links(entry.path)
+def _named(links: Sequence[str], folder: str) -> str:
+    return some([os.path.relpath(link, folder) for link in links])

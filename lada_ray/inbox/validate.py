@@ -11,7 +11,7 @@ from lada_ray.domains.base import did_you_mean
 from lada_ray.domains.listed import some
 from lada_ray.errors import InputError
 from lada_ray.gate import FEWEST
-from lada_ray.inbox.card import Arrival, Card, read_card, refusal, specify
+from lada_ray.inbox.card import NAME_LIMIT, Arrival, Card, read_card, refusal, specify
 from lada_ray.inbox.content import Known, taken
 from lada_ray.inbox.entries import CARD, OURS, Entry
 from lada_ray.inbox.place import images_out, links_out
@@ -28,15 +28,17 @@ def validate(entry: Entry, known: Sequence[Known], storage: str, outside: bool =
         outside: let paths, rows of tables and links lead out of the entry's folder.
 
     Raises:
-        InputError: with every problem of the entry that can be found without its images' bytes.
+        InputError: with every problem of the entry that can be found without its images' bytes; links that are not
+            allowed stand alone.
         LadaError: the storage cannot be reached, which is nobody's fault.
     """
+    # Before anything is read: what a link leads to could be told in a message.
+    if not outside and (links := links_out(entry.uri)):
+        raise refusal(entry, links)
     raw, problems = read_card(entry)
     spec, card, faults = specify(entry, raw, outside)
-    problems += faults
-    links = [] if outside else links_out(entry.uri)
-    domain, found = _load(entry, spec, storage) if spec and not links else (None, [])
-    problems += links + found
+    domain, found = _load(entry, spec, storage) if spec else (None, [])
+    problems += faults + found
     if spec is not None and domain is not None:
         problems += [] if outside or not spec.path_fields else images_out(entry, domain)
         problems += _domain_problems(domain, card.extends)
@@ -79,13 +81,15 @@ def _domain_problems(domain: Domain, extends: bool) -> list[str]:
 
 def _text_problems(domain: Domain) -> list[str]:
     """Names that could not be written down or shown."""
-    strange = [repr(name) for name in domain.class_names if not name.isprintable()]
-    lines = [f"{domain.name}: names of classes with characters that cannot be shown: {some(strange)}"]
+    long = [repr(f"{name[:30]}…") for name in domain.class_names if len(name) > NAME_LIMIT]
+    lines = [f"{domain.name}: names of classes with more than {NAME_LIMIT} characters: {some(long)}"]
+    strange = [repr(name[:NAME_LIMIT]) for name in domain.class_names if not name.isprintable()]
+    lines.append(f"{domain.name}: names of classes with characters that cannot be shown: {some(strange)}")
     untold = [
         repr(s.path) for s in (*domain.train, *domain.test) if any("\ud800" <= c <= "\udfff" for c in s.path)
     ]
     lines.append(f"{domain.name}: names of files that are no UTF-8: {some(untold)}; rename them")
-    return [line for line, found in zip(lines, (strange, untold), strict=True) if found]
+    return [line for line, found in zip(lines, (long, strange, untold), strict=True) if found]
 
 
 def _name_problems(

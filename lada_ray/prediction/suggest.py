@@ -16,6 +16,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -46,6 +47,8 @@ class Suggestion:
     uri: str
     images: int
     new: bool
+    lost: int = 0
+    """Images that could not be read any more, and were left out."""
 
 
 def suggest(out: str, summary: dict[str, Any], inbox: str) -> Suggestion | None:
@@ -61,7 +64,8 @@ def suggest(out: str, summary: dict[str, Any], inbox: str) -> Suggestion | None:
         None if there is nothing to suggest.
 
     Raises:
-        InputError: the model is not calibrated, so that nothing tells outliers.
+        InputError: the model is not calibrated, so that nothing tells outliers; or none of the images is there any
+            more.
     """
     if summary["drift"] is None:
         raise InputError(
@@ -70,17 +74,36 @@ def suggest(out: str, summary: dict[str, Any], inbox: str) -> Suggestion | None:
     rows = strangest(open_store(out), whole=Drift.from_json(summary["drift"]).new)
     if not len(rows):
         return None
-    name = f"suggested-{digest_of(rows['path'].tolist())[:8]}"
-    store, root = open_store(join(inbox, name)), summary["of"]["images"]
+    name, root = _name(summary["of"], rows), summary["of"]["images"]
+    store = open_store(join(inbox, name))
     if store.exists(CARD):
         return Suggestion(store.uri, len(rows), new=False)
     targets = [f"images/{i:03d}{posixpath.splitext(path)[1].lower()}" for i, path in enumerate(rows["path"])]
+    uris = [f"{root.rstrip('/')}/{path}" for path in rows["path"]]
     with ThreadPoolExecutor(REQUESTS) as pool:
-        uris = [f"{root.rstrip('/')}/{path}" for path in rows["path"]]
-        list(pool.map(lambda uri, target: store.write(target, read_image(uri)), uris, targets))
-    store.create(LABELS, _labels(rows, targets))
+        there = list(pool.map(lambda uri, target: _copy(uri, store, target), uris, targets))
+    if not any(there):
+        raise InputError(
+            [f"suggest: none of the {len(rows)} images can be read any more in {root}"], "Nothing suggested"
+        )
+    store.create(LABELS, _labels(rows[there], list(compress(targets, there))))
     store.write(CARD, _card(name, root, summary))
-    return Suggestion(store.uri, len(rows), new=True)
+    return Suggestion(store.uri, sum(there), new=True, lost=len(rows) - sum(there))
+
+
+def _name(of: dict[str, Any], rows: pd.DataFrame) -> str:
+    """Names these images, and not those of the same names in another folder, or in this one at another time."""
+    return f"suggested-{digest_of([of['images'], of['listing'], rows['path'].tolist()])[:8]}"
+
+
+def _copy(uri: str, store: Store, target: str) -> bool:
+    """Copy an image; False where it cannot be read any more."""
+    try:
+        data = read_image(uri)
+    except OSError:
+        return False
+    store.write(target, data)
+    return True
 
 
 def strangest(store: Store, whole: bool) -> pd.DataFrame:
@@ -144,4 +167,6 @@ def say_suggestion(found: Suggestion | None, console: Console) -> None:
         f"write an empty object {found.uri}/{READY}" if is_remote(found.uri) else f"touch {found.uri}/{READY}"
     )
     console.say(f"suggested: {found.images} images to be labelled, as a new domain:\n  {found.uri}")
+    if found.lost:
+        console.say(f"left out: {found.lost} images that cannot be read any more")
     console.say(f"fill in {LABELS} and {CARD}, then:\n  {ready}")

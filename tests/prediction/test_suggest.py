@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,38 @@ def test_labels_that_somebody_filled_in_are_left_alone(predicted: Predicted, tmp
     assert again is not None
     assert (again.uri, again.new) == (first.uri, False)
     assert (Path(first.uri) / "labels.csv").read_text() == "work"
+
+
+def test_other_images_of_the_same_names_are_another_suggestion(predicted: Predicted, tmp_path: Path) -> None:
+    summary = with_drift(predicted.summary, shifted=True)
+    first = suggest(predicted.folder, summary, str(tmp_path / "inbox"))
+    assert first is not None
+    april = Path(shutil.copytree(summary["of"]["images"], tmp_path / "april"))
+    for of in ({"images": str(april)}, {"listing": "changed"}):
+        other = suggest(predicted.folder, {**summary, "of": {**summary["of"], **of}}, str(tmp_path / "inbox"))
+        assert other is not None
+        assert other.new
+        assert other.uri != first.uri
+
+
+def test_images_that_are_gone_are_left_out(predicted: Predicted, tmp_path: Path, images: Path) -> None:
+    summary, sink = with_drift(predicted.summary, shifted=True), io.StringIO()
+    gone = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))[:2]
+    for path in gone:
+        (images / path).unlink()
+    found = suggest(predicted.folder, summary, str(tmp_path / "inbox"))
+    assert found is not None
+    assert (found.images, found.lost) == (28, 2)
+    rows = list(csv.DictReader(io.StringIO((Path(found.uri) / "labels.csv").read_text())))
+    assert not {row["source"] for row in rows} & set(gone)
+    for row in rows:
+        assert (Path(found.uri) / row["path"]).read_bytes() == (images / row["source"]).read_bytes()
+    say_suggestion(found, Console(rich=RichConsole(file=sink, width=200)))
+    assert "left out: 2 images that cannot be read any more" in sink.getvalue()
+    shutil.rmtree(images)
+    with pytest.raises(InputError, match="none of the 30 images can be read any more"):
+        suggest(predicted.folder, summary, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_of_a_known_batch_outliers_alone_are_suggested(predicted: Predicted, tmp_path: Path) -> None:
