@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from benchmarks.made_up import class_features
 from benchmarks.result import Bar, Result
-from benchmarks.timing import fresh, interleaved
+from benchmarks.timing import fresh, interleaved, peak_bytes
 from lada_ray.head import Head, Prediction, make_head
 from lada_ray.pack import TaskPack
 
@@ -68,6 +67,6 @@ def _pack(position: int, classes: int) -> TaskPack:
 def peak(classes: int) -> int:
     """Predict once, in a fresh process; returns what it held before it made the head, in bytes."""
     torch.randn(64, 64) @ torch.randn(64, 64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     make(classes).predict_scored(class_features(BATCH, 1, WIDTH, seed=9)[:, 0])
     return before

@@ -116,6 +116,8 @@ def retrain(
     console = console or Console()
     found, file = scan(inbox), read_production(settings.store.child("model"))[0]
     done = Retrained([], found.incomplete, found.rejected, len(file.history))
+    for line in found.unreadable:
+        console.warn(line)
     new = [entry for entry in found.entries if not _ended(settings.store, history(file), entry)]
     settled = file.history and not is_forgetting(settings.store, file)
     if not new and settled and is_published(settings.store, file, settings.config()):
@@ -126,8 +128,8 @@ def retrain(
     with Production.open(settings, console) as production:
         finish_forgetting(production)
         done.published = publish(production)
-        for entry in new:
-            # Another start may have learnt it while this one waited for the lease.
+        # Another start may have looked at some while this one waited for the lease.
+        for entry in scan(inbox).entries:
             if _ended(production.store, production.versions, entry):
                 continue
             done.endings.append(Learning(production, limits, watched, outside).take(entry))
@@ -195,14 +197,10 @@ class Learning:
         production = self.production
         production.run.lease.check()
         if ending.status in ("rejected", "refused"):
-            try:
-                where = reject(entry, ending.said, advice=REFUSED if ending.status == "refused" else ADVICE)
-                production.console.say(f"  {ending.status}: {where} says why")
-            except LadaError as error:
-                production.console.warn(
-                    f"{entry.name} is {ending.status}, and its owner cannot be told: {error}"
-                )
-                ending = replace(ending, told=False)
+            where = reject(entry, ending.said, advice=REFUSED if ending.status == "refused" else ADVICE)
+            how = f"{where} says why" if where else "nothing can be written into its folder"
+            production.console.say(f"  {ending.status}: {how}")
+            ending = replace(ending, told=where is not None)
         else:
             clear_rejection(entry)
         said = json.dumps(asdict(ending), indent=1, ensure_ascii=False)

@@ -277,7 +277,7 @@ def test_the_manifest_is_written_now_and_then_and_at_the_end(
         for i in range(20):
             now[0] += 0.1
             part = bank.write([f"{i}"], ["test"], np.full((1, 32), i, np.float32), "r")
-            yield {"part": asdict(part), "bad": {}, "unread": {}, "seconds": {}, "images": 1}
+            yield {"part": asdict(part), "bad": {}, "unread": {}, "seconds": {}, "images": 1, "began": 0.0}
         if broken:
             raise KeyboardInterrupt
 

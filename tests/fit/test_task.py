@@ -87,7 +87,7 @@ class MemoryLedger:
         return self.state[1] if self.state and self.state[0] == pack else None
 
     def progress(self, task: TaskPlan, step: int, steps: int) -> None:
-        assert 0 < step <= steps
+        assert 0 <= step <= steps
 
 
 def learn_remaining(plan: FitPlan, ledger: MemoryLedger, device: str, team: Team | None = None) -> None:
