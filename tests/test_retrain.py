@@ -149,6 +149,7 @@ def test_bad_entries_are_told_beside_them_and_cost_the_others_nothing(storage: P
     assert not (berries / REJECTED).exists()
 
 
+@pytest.mark.accept
 def test_domains_arrive_in_a_bucket(storage: Path, s3: str) -> None:
     local, inbox = arrive(storage / "local", "flags", 0.1, 1.0), open_store(join(s3, "retrain-inbox"))
     (local / "train" / "class_2" / "0.png").write_bytes(b"no image")
@@ -227,6 +228,7 @@ def test_test_images_of_a_known_domain_are_not_trained_on(storage: Path, learnt:
     assert "1 of the 24 test images of the known domain fruit are among its training images" in ending.said[0]
 
 
+@pytest.mark.accept
 def test_what_is_not_an_entrys_fault_costs_neither_it_nor_the_others(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +249,7 @@ def test_what_is_not_an_entrys_fault_costs_neither_it_nor_the_others(
     assert [(e.entry, e.status) for e in run(storage).endings] == [("berries", "learnt")]
 
 
+@pytest.mark.accept
 def test_a_model_learnt_in_another_precision_goes_on_in_its_own(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +284,9 @@ def undisturbed(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return tuple(model(folder).packs)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, marks=() if p == "after promoting" else pytest.mark.accept) for p in POINTS]
+)
 def test_a_kill_costs_nothing_and_doubles_nothing(
     storage: Path, undisturbed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:

@@ -135,7 +135,10 @@ def test_a_domain_is_gone_and_the_others_are_what_they_were(storage: Path) -> No
         rollback(settings(storage), 1, console=QUIET)
 
 
-@pytest.mark.parametrize("subject", [FLAGS, ONE_CLASS], ids=["domain", "class"])
+@pytest.mark.parametrize(
+    "subject",
+    [pytest.param(FLAGS, id="domain"), pytest.param(ONE_CLASS, id="class", marks=pytest.mark.accept)],
+)
 def test_learning_again_gives_the_packs_of_a_stream_that_never_had_it(
     storage: Path, learnt_three: Path, tmp_path: Path, subject: Subject
 ) -> None:
@@ -225,7 +228,13 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+FEW = ("after promoting", "amid the packs")
+"""Of the points, those that every run of the tests tries; `make accept` tries all."""
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, marks=() if p in FEW else pytest.mark.accept) for p in POINTS]
+)
 def test_a_kill_costs_nothing(storage: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     shas = shas_of(storage, FLAGS)
     owner, name, after = POINTS[point]

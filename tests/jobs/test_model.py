@@ -48,6 +48,7 @@ def artifacts(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.accept  # minutes
 def test_the_whole_path(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert call(folder, "log") == 1
