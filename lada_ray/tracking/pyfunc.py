@@ -42,7 +42,7 @@ REQUIRED = (
 )
 """What serving imports; lada_ray itself comes along as code."""
 CODE = (
-    *("__init__", "version", "errors", "store", "domains", "config", "views", "encoder", "method"),
+    *("__init__", "version", "errors", "store", "domains", "config", "pixels", "views", "encoder", "method"),
     *("pack", "calibration", "head", "model", "serving"),
 )
 """The modules of lada_ray that serving imports: an upload to a server takes a request per file."""
