@@ -186,7 +186,8 @@ def test_kills_and_two_schedulers_double_nothing(place: Place, tmp_path: Path) -
     shutil.copytree(place.inbox, pristine / "inbox")
     rng, killed = random.Random(5), 0
     while killed < KILLS:
-        after = rng.uniform(0.05, 0.95) * undisturbed_s
+        # Later points come by themselves: what was done before a kill is not done again.
+        after = rng.uniform(0.05, 0.6) * undisturbed_s
         with Job("retrain.py", place.options, log) as job:
             job.wait_for(lambda: False, after)
             running = job.process.poll() is None
