@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lada_ray.console import Console
 from lada_ray.errors import IntegrityError
-from lada_ray.evaluate import Evaluation, correct_images, load_tests
+from lada_ray.evaluate import Evaluation, accuracies, load_tests
 from lada_ray.forget import is_forgetting
 from lada_ray.forget.subject import Subject, packs_of
 from lada_ray.known import KnownDomain, read_known
@@ -145,10 +143,7 @@ class _Auditor:
         run = self.record
         tests = tuple(one.tests for one in known)
         evaluation = Evaluation(tests, run.bank, run.model_store.uri, run.model.prediction)
-        right: dict[str, list[bool]] = {}
-        for domain, correct in correct_images(evaluation, version.state.packs, load_tests(evaluation)):
-            right.setdefault(domain, []).extend(correct.tolist())
-        return {domain: 100 * float(np.mean(correct)) for domain, correct in right.items() if correct}
+        return accuracies(evaluation, version.state.packs, load_tests(evaluation))
 
 
 def _known_again(tombstone: dict[str, object], later: Sequence[Version]) -> bool:

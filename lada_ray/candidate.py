@@ -8,15 +8,13 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from lada_ray.calibrate import calibrate
 from lada_ray.cluster import result
 from lada_ray.domains.base import Domain
-from lada_ray.evaluate import TASK_CPUS, Evaluation, TestSet, correct_images, load_tests
+from lada_ray.evaluate import TASK_CPUS, Evaluation, TestSet, accuracies, correct_images, load_tests
 from lada_ray.fit.plan import FitPlan, TaskPlan
 from lada_ray.fit.task import TrainResources
-from lada_ray.gate import Bools, Gate, Limits, Role, Scores, judge
+from lada_ray.gate import Gate, Limits, Role, Scores, judge
 from lada_ray.prepare import Stream, fit_all_classes, plan_fit
 from lada_ray.production import Production
 from lada_ray.run import Json, RunLedger, prediction_of
@@ -113,8 +111,7 @@ def judge_candidate(
     """
     import ray
 
-    known = {key: one.tests.domain for key, one in _by_key(production).items()}
-    learnt = set(known.values())
+    learnt = production.champion.state.prompts.keys()
     roles: dict[str, Role] = {t.domain: "earlier" if t.domain in learnt else "new" for t in tests}
     roles |= {t.domain: "guard" for t in guards}
     prediction = prediction_of(stream.config, stream.info)
@@ -122,11 +119,6 @@ def judge_candidate(
     task: Any = ray.remote(num_cpus=TASK_CPUS)(_judge)
     with production.console.stage("judge"):
         return result(task.remote(evaluation, production.champion.state.packs, tuple(packs), roles, limits))
-
-
-def _by_key(production: Production) -> dict[str, Any]:
-    state = production.champion.state
-    return dict(zip(state.domains, production.known(state), strict=True))
 
 
 def _judge(
@@ -137,7 +129,7 @@ def _judge(
     limits: Limits,
 ) -> Judged:
     features = load_tests(evaluation)
-    right = [_right(evaluation, packs, features) for packs in (candidate, champion, ())]
+    right = [correct_images(evaluation, packs, features) for packs in (candidate, champion, ())]
     scores = [
         Scores(domain, role, *(of_model[domain] for of_model in right)) for domain, role in roles.items()
     ]
@@ -150,16 +142,7 @@ def _accuracy(
     """On each domain that is no guard, in %: guards change from job to job, and their classes compete too."""
     own = [i for i, test in enumerate(evaluation.tests) if roles[test.domain] != "guard"]
     alone = replace(evaluation, tests=tuple(evaluation.tests[i] for i in own))
-    right = _right(alone, candidate, [features[i] for i in own])
-    return {domain: 100 * float(correct.mean()) for domain, correct in right.items() if len(correct)}
-
-
-def _right(evaluation: Evaluation, packs: Sequence[str], features: list[Any]) -> dict[str, Bools]:
-    """Which test images a model gets right, by domain; a domain that was extended has several test sets."""
-    found: dict[str, list[Bools]] = {}
-    for domain, correct in correct_images(evaluation, packs, features):
-        found.setdefault(domain, []).append(correct)
-    return {domain: np.concatenate(parts) for domain, parts in found.items()}
+    return accuracies(alone, candidate, [features[i] for i in own])
 
 
 def tests_alone(domain: Domain) -> Domain:

@@ -176,16 +176,22 @@ def score_packs(
 
 def correct_images(
     evaluation: Evaluation, digests: Sequence[str], features: list[Floats]
-) -> list[tuple[str, npt.NDArray[np.bool_]]]:
-    """For each test set its domain and which of its images the model of these packs gets right; in a Ray task.
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which of a domain's test images the model of these packs gets right, by domain; in a Ray task.
 
-    Arguments as of `evaluate_row`.
+    A domain that was extended has several test sets, one after the other. Arguments as of `evaluate_row`.
     """
     packs = [cached_pack(evaluation.model_uri, digest) for digest in digests]
-    return [
-        (test.domain, predicted == truth)
-        for test, predicted, truth in _predictions(evaluation, packs, features)
-    ]
+    found: dict[str, list[npt.NDArray[np.bool_]]] = {}
+    for test, predicted, truth in _predictions(evaluation, packs, features):
+        found.setdefault(test.domain, []).append(predicted == truth)
+    return {domain: np.concatenate(parts) for domain, parts in found.items()}
+
+
+def accuracies(evaluation: Evaluation, digests: Sequence[str], features: list[Floats]) -> dict[str, float]:
+    """In %, by domain that has test images; arguments as of `correct_images`."""
+    right = correct_images(evaluation, digests, features)
+    return {domain: 100 * float(correct.mean()) for domain, correct in right.items() if len(correct)}
 
 
 def _predictions(evaluation: Evaluation, packs: Sequence[TaskPack], features: list[Floats]) -> Any:

@@ -76,7 +76,7 @@ def log_lines(told: History) -> Iterator[str]:
 
 
 def _special(told: History, version: Version) -> str:
-    words = ["champion"] if version is told.versions[-1] else []
+    words = ["champion"] if version.number == told.versions[-1].number else []
     words += ["forced"] if version.details.get("forced") else []
     words += [] if version.number in told.there else ["forgotten"]
     return f"  ({', '.join(words)})" if words else ""

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from lada_ray.command_line import NAMED
-from lada_ray.config import ResourceConfig, Storage, StreamConfig, TrackingConfig, find_problems, mlflow_uri
+from lada_ray.config import ResourceConfig, Storage, StreamConfig, TrackingConfig, find_problems, tracking_uri
 from lada_ray.console import Console
 from lada_ray.domains.base import STRICT, Domain, Name
 from lada_ray.encoder import EncoderSpec
@@ -145,7 +145,7 @@ class Production:
         Raises:
             ConfigError: there is none, and the storage is no local one.
         """
-        return mlflow_uri(self.config.tracking.uri, self.config.storage, os.environ)
+        return tracking_uri(self.config, os.environ)
 
     def known(self, state: State) -> list[KnownDomain]:
         """What is known of the domains of a version, one for each pack.

@@ -45,8 +45,12 @@ def refuse(store: Store, champion: Version, subject: str, state: State, reason: 
 
 def is_published(store: Store, file: ModelFile, config: StreamConfig) -> bool:
     """Whether the registry that the configuration names showed all of this when it was last asked."""
+    return _is_shown(store, _shown(store, file, config))
+
+
+def _is_shown(store: Store, wanted: Mapping[str, Any]) -> bool:
     found = store.read_version(SHOWN)
-    return found is not None and json.loads(found[0]) == _shown(store, file, config)
+    return found is not None and json.loads(found[0]) == wanted
 
 
 def _shown(store: Store, file: ModelFile, config: StreamConfig) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def publish(production: Production) -> bool:
     store, console, file = production.store, production.console, production.file
     tracking, uri = production.config.tracking, production.mlflow
     shown = _shown(store, file, production.config)
-    if is_published(store, file, production.config):
+    if _is_shown(store, shown):
         return True
     versions, challenger, states = _wanted(production)
     save = partial(save_state, production.run.model_store.uri, file, states)
@@ -143,9 +147,7 @@ def _wanted(
     challenger = None
     if found:
         said = json.loads(found[0])
-        state = State(
-            *(tuple(said["state"]["packs"]), said["state"]["prompts"], tuple(said["state"]["domains"]))
-        )
+        state = State.from_json(said["state"])
         text = f"refused: {said['subject']}"
         one = PublishedVersion(said["number"], hashlib.sha256(found[0]).hexdigest()[:32], text)
         challenger = (one, str(said["reason"]))

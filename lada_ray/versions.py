@@ -42,6 +42,11 @@ class State:
                 f"{len(self.packs)} packs and {len(self.domains)} domains: one for each is needed"
             )
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> State:
+        """Read what `asdict` gave."""
+        return cls(tuple(values["packs"]), values["prompts"], tuple(values["domains"]))
+
 
 @dataclass(frozen=True)
 class Version:
@@ -71,9 +76,7 @@ class Version:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Version:
         """Read a record of the history."""
-        state = values["state"]
-        read = State(tuple(state["packs"]), state["prompts"], tuple(state["domains"]))
-        return cls(**{**values, "state": read})
+        return cls(**{**values, "state": State.from_json(values["state"])})
 
 
 @dataclass(frozen=True)

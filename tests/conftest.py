@@ -6,6 +6,7 @@ import colorsys
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -288,6 +289,22 @@ def learnt_three(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> P
         draw_domain(folder / name, hue=position / 9, test=8)
     write_tiny_clip(folder)
     learn_tiny(folder, "lada", TINY_DOMAINS)
+    return folder
+
+
+@pytest.fixture
+def two_versions(learnt_three: Path, tmp_path: Path) -> Path:
+    """A storage whose model `lada` has two versions: three domains, and then only the first two of them."""
+    from lada_ray.console import Console
+    from lada_ray.production import Production, Settings
+    from lada_ray.versions import Change, State
+
+    folder = Path(shutil.copytree(learnt_three / "storage", tmp_path / "storage"))
+    with Production.open(Settings(model="lada", storage=str(folder)), Console(quiet=True)) as production:
+        first = production.champion
+        prompts = {name: first.state.prompts[name] for name in ("fruit", "flags")}
+        state = State(first.state.packs[:2], prompts, first.state.domains[:2])
+        production.promote(first, Change("rollback", "less", state, {"fruit": 1.0, "flags": 2.0}))
     return folder
 
 

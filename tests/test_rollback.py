@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,16 @@ from lada_ray.known import KnownDomain
 from lada_ray.model import LadaModel
 from lada_ray.production import Production, Settings
 from lada_ray.rollback import RolledBack, rollback
-from lada_ray.versions import Change, State, Version, history, read_production
+from lada_ray.versions import State, Version, history, read_production
 
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture
-def storage(learnt_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model whose version 1 knows three domains, and whose champion, version 2, knows the first two of them."""
+def storage(two_versions: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What MLflow shows is another test's business."""
     monkeypatch.setattr(module, "publish", lambda production: True)
-    folder = Path(shutil.copytree(learnt_three / "storage", tmp_path / "storage"))
-    with Production.open(settings(folder), QUIET) as production:
-        first = production.champion
-        prompts = {name: first.state.prompts[name] for name in ("fruit", "flags")}
-        state = State(first.state.packs[:2], prompts, first.state.domains[:2])
-        production.promote(
-            production.champion, Change("rollback", "less", state, {"fruit": 1.0, "flags": 2.0})
-        )
-    return folder
+    return two_versions
 
 
 def settings(storage: Path) -> Settings:
