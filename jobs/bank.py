@@ -11,10 +11,10 @@ import sys
 from pydantic import BaseModel, Field
 
 from lada_ray.command_line import parse_flags
-from lada_ray.console import quiet_libraries
 from lada_ray.domains.base import STRICT
-from lada_ray.errors import InputError, LadaError
+from lada_ray.errors import InputError
 from lada_ray.features.bank import FeatureBank, banks
+from lada_ray.job import run_job
 from lada_ray.page import size
 from lada_ray.production import needed_views
 from lada_ray.store import open_store
@@ -33,18 +33,12 @@ class Flags(BaseModel):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    quiet_libraries()
-    try:
-        flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        show(flags)
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    given = sys.argv[1:] if argv is None else argv
+    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or "")))
 
 
-def show(flags: Flags) -> None:
-    """Print every bank's size, after removing what was asked to be removed."""
+def run(flags: Flags) -> int:
+    """Print every bank's size, after removing what was asked to be removed; returns the exit code."""
     features = open_store(flags.storage).child("features")
     found = dict(banks(features))
     if not found:
@@ -59,6 +53,7 @@ def show(flags: Flags) -> None:
             )
             bank = FeatureBank.open(features, key).size()
         print(f"{key}: {bank.views} views, {size(bank.bytes)} in {bank.parts} parts")
+    return 0
 
 
 if __name__ == "__main__":

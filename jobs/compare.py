@@ -6,7 +6,6 @@ python jobs/compare.py --config configs/demo.yaml --methods lada,rail_dual --abl
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Any, Literal, get_args
 
@@ -14,8 +13,8 @@ from pydantic import Field, field_validator
 
 from lada_ray.command_line import JobFlags, parse_command_line
 from lada_ray.config import StreamConfig
-from lada_ray.console import Console, quiet_libraries
-from lada_ray.errors import LadaError
+from lada_ray.console import Console
+from lada_ray.job import run_job
 from lada_ray.store import join
 
 Method = Literal["zero_shot", "ncm", "rail_primal", "rail_dual", "lada", "joint"]
@@ -48,18 +47,8 @@ class Flags(JobFlags):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    quiet_libraries()
-    # What schedulers send: end like on Ctrl-C, with the lease released and MLflow told.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        config, flags = parse_command_line(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        return run(config, flags, Console())
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    return run_job(lambda: run(*parse_command_line(given, Flags, __doc__ or ""), Console()))
 
 
 def run(config: StreamConfig, flags: Flags, console: Console) -> int:

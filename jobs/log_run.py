@@ -11,9 +11,8 @@ import sys
 from pydantic import BaseModel
 
 from lada_ray.command_line import parse_flags
-from lada_ray.console import quiet_libraries
 from lada_ray.domains.base import STRICT
-from lada_ray.errors import LadaError
+from lada_ray.job import run_job
 from lada_ray.tracking import log_run
 
 
@@ -32,13 +31,13 @@ class Flags(BaseModel):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code: 0 when everything is logged, 75 when the run is being written, else 1."""
-    quiet_libraries()
-    try:
-        flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        return 0 if log_run(flags.folder, flags.tracking_uri, flags.experiment) else 1
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    given = sys.argv[1:] if argv is None else argv
+    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or "")))
+
+
+def run(flags: Flags) -> int:
+    """Do what was asked for; returns the exit code."""
+    return 0 if log_run(flags.folder, flags.tracking_uri, flags.experiment) else 1
 
 
 if __name__ == "__main__":

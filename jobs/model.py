@@ -13,7 +13,6 @@ cannot be verified; 75: another process is changing the model, try again later. 
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +20,11 @@ from typing import Any
 from pydantic import Field
 
 from lada_ray.command_line import parse_flags
-from lada_ray.console import Console, quiet_libraries
+from lada_ray.console import Console
 from lada_ray.domains.base import Location
-from lada_ray.errors import ConfigError, LadaError
+from lada_ray.errors import ConfigError
 from lada_ray.gate import Limits
+from lada_ray.job import run_job
 from lada_ray.production import Settings
 
 SAME, DIFFERS, UNVERIFIED = 0, 1, 2
@@ -87,20 +87,15 @@ class Verify(Settings):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    quiet_libraries()
-    # What schedulers send: end like on Ctrl-C, with the lease released.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = sys.argv[1:] if argv is None else argv
-    try:
-        model, run = command(given)
-        return run(parse_flags(given[1:], model, f"{model.__doc__}\n\n{__doc__}"), Console())
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        # What cannot be looked at is not different.
-        return UNVERIFIED if given[:1] == ["verify"] and error.exit_code == 1 else error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+    # What cannot be looked at is not different.
+    return run_job(lambda: run(given), failed=UNVERIFIED if given[:1] == ["verify"] else 1)
+
+
+def run(argv: list[str]) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    flags, work = command(argv)
+    return work(parse_flags(argv[1:], flags, f"{flags.__doc__}\n\n{__doc__}"), Console())
 
 
 def command(argv: list[str]) -> tuple[type[Settings], Callable[[Any, Console], int]]:

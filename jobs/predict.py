@@ -8,7 +8,6 @@ python jobs/predict.py --model runs/demo/model --images photos --out predicted -
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,9 +16,9 @@ from pydantic import BaseModel, Field
 
 from lada_ray.command_line import NAMED, parse_flags
 from lada_ray.config import ResourceConfig, Storage
-from lada_ray.console import Console, quiet_libraries
+from lada_ray.console import Console
 from lada_ray.domains.base import STRICT, Location
-from lada_ray.errors import LadaError
+from lada_ray.job import run_job
 
 
 class Flags(BaseModel):
@@ -49,24 +48,17 @@ class Flags(BaseModel):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    quiet_libraries()
-    # What schedulers send: end like on Ctrl-C, with the lease released.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = sys.argv[1:] if argv is None else argv
-    try:
-        return run(parse_flags(given, Flags, __doc__ or ""), Console(), given)
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        # --fresh again would start over again.
-        again = [word for word in given if word != "--fresh"]
-        print(f"stopped; this goes on where it was:\n  {command(again)}", file=sys.stderr)
-        return 130
+    # --fresh again would start over again.
+    again = [word for word in given if word != "--fresh"]
+    return run_job(
+        lambda: run(parse_flags(given, Flags, __doc__ or ""), Console(), again),
+        f"this goes on where it was:\n  {command(again)}",
+    )
 
 
-def run(flags: Flags, console: Console, given: Sequence[str]) -> int:
-    """Do what was asked for, on a command line with these words; returns the exit code."""
+def run(flags: Flags, console: Console, again: Sequence[str]) -> int:
+    """Do what was asked for; these words ask for it again. Returns the exit code."""
     # Imported when the command line is known to be good: it takes seconds.
     from lada_ray.prediction.asked import Options
     from lada_ray.prediction.predict import predict_folder
@@ -83,7 +75,6 @@ def run(flags: Flags, console: Console, given: Sequence[str]) -> int:
     if flags.suggest:
         say_suggestion(suggest(result.folder, result.summary, flags.suggest), console)
     elif result.summary["drift"] and result.summary["drift"]["new"]:
-        again = [word for word in given if word != "--fresh"]
         console.say(f"have its images labelled:\n  {command([*again, '--suggest', 'INBOX'])}")
     return 0
 

@@ -9,15 +9,14 @@ rejected, and its _REJECTED.json says why, or failed; 75: another process is cha
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated
 
 from lada_ray.command_line import NAMED, parse_flags
-from lada_ray.console import Console, quiet_libraries
+from lada_ray.console import Console
 from lada_ray.domains.base import Location
-from lada_ray.errors import LadaError
 from lada_ray.gate import Limits
+from lada_ray.job import run_job
 from lada_ray.production import Settings
 
 
@@ -36,17 +35,8 @@ class Flags(Settings):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    quiet_libraries()
-    # What schedulers send: end like on Ctrl-C, with the lease released.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return run(parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or ""), Console())
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or ""), Console()))
 
 
 def run(flags: Flags, console: Console) -> int:

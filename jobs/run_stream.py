@@ -7,13 +7,12 @@ ray job submit --working-dir . -- python jobs/run_stream.py --config configs/dem
 
 from __future__ import annotations
 
-import signal
 import sys
 
 from lada_ray.command_line import JobFlags, parse_command_line
 from lada_ray.config import StreamConfig
-from lada_ray.console import Console, quiet_libraries
-from lada_ray.errors import LadaError
+from lada_ray.console import Console
+from lada_ray.job import run_job
 from lada_ray.store import join
 
 
@@ -28,18 +27,8 @@ class Flags(JobFlags):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    quiet_libraries()
-    # What schedulers send: end like on Ctrl-C, with the lease released and MLflow told.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        config, flags = parse_command_line(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        return run(config, flags, Console.of_process())
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    return run_job(lambda: run(*parse_command_line(given, Flags, __doc__ or ""), Console.of_process()))
 
 
 def run(config: StreamConfig, flags: Flags, console: Console) -> int:

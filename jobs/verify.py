@@ -13,9 +13,9 @@ import sys
 from pydantic import BaseModel
 
 from lada_ray.command_line import parse_flags
-from lada_ray.console import Console, quiet_libraries
+from lada_ray.console import Console
 from lada_ray.domains.base import STRICT
-from lada_ray.errors import LadaError
+from lada_ray.job import run_job
 
 SAME, DIFFERS, UNVERIFIED = 0, 1, 2
 
@@ -31,13 +31,8 @@ class Flags(BaseModel):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code, one of `SAME`, `DIFFERS` and `UNVERIFIED`."""
-    quiet_libraries()
-    try:
-        flags = parse_flags(sys.argv[1:] if argv is None else argv, Flags, __doc__ or "")
-        return run(flags.folder, Console())
-    except LadaError as error:
-        print(error, file=sys.stderr)
-        return UNVERIFIED
+    given = sys.argv[1:] if argv is None else argv
+    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or "").folder, Console()), failed=UNVERIFIED)
 
 
 def run(folder: str, console: Console) -> int:

@@ -119,7 +119,7 @@ def _check_mlflow(client: MlflowClient) -> None:
 @pytest.fixture
 def main(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments that every command here has; `main` changes nothing of this process."""
-    monkeypatch.setattr(job, "quiet_libraries", lambda: None)
+    monkeypatch.setattr("lada_ray.job.quiet_libraries", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return ["--config", str(tiny_yaml), "--storage", str(tmp_path)]
 
