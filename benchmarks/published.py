@@ -22,7 +22,7 @@ from lada_ray.features.extract import render_image
 from lada_ray.features.fill import Images
 from lada_ray.fit.plan import TaskPlan
 from lada_ray.method import draws, fusion
-from lada_ray.method.tuner import CausalTextTower, TextTuner
+from lada_ray.method.tuner import TextTuner
 from lada_ray.pixels import PixelPipeline
 from lada_ray.prepare import Stream, plan_fit, plan_tasks, plan_tests
 from lada_ray.views import TEST_VIEW
@@ -77,7 +77,7 @@ class Published:
         self.tests = plan_tests(stream.config, images)
         self.tau, self.settings = stream.info.tau, self.plan.settings
         self.uris = {sha: uri for uri, sha in images.hashes.items()}
-        self.tower = CausalTextTower(encoder.model)
+        self.text = getattr(encoder.model, "text", encoder.model)
         self.encoded = 0
         self.old: list[dict[str, Tensor]] = []
 
@@ -121,18 +121,19 @@ class Published:
         owner = torch.from_numpy(np.repeat(np.arange(task.classes), [len(m) for m in memory]))
         tokens = torch.from_numpy(self.encoder.tokenize(part.prompts))
         init = draws.torch_generator(self.plan.seed, "tuner", task.position)
-        tuner = TextTuner(self.tower.width, len(self.tower.blocks), s.tuner_bottleneck, init)
+        width, blocks = self.text.positional_embedding.shape[1], self.text.transformer.resblocks
+        tuner = TextTuner(width, len(blocks), s.tuner_bottleneck, init)
         steps = task.epochs * draws.steps_per_epoch(len(part.shas), s.batch_size)
         optimizer = torch.optim.AdamW([*tuner.parameters(), vectors], s.lr, weight_decay=s.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=s.lr, total_steps=steps)
         for step in range(steps):
             optimizer.zero_grad()
-            text = self.tower(tokens, tuner)
+            text = self._tuned_text(tokens, tuner)
             self._loss(task, step, text, vectors, owner).backward()
             optimizer.step()
             schedule.step()
         with torch.no_grad():
-            text = self.tower(tokens, tuner)
+            text = self._tuned_text(tokens, tuner)
         mixtures = [fit_mixture(x, s.mixture_components) for x in by_class]
         means, variances, weights = (torch.from_numpy(np.concatenate(a)) for a in zip(*mixtures, strict=True))
         labels = torch.from_numpy(np.repeat(np.arange(task.classes), [len(m[2]) for m in mixtures]))
@@ -140,6 +141,17 @@ class Published:
             "text": text, "memory": vectors.detach(), "owner": owner,
             "means": means, "variances": variances, "weights": weights, "labels": labels,
         }  # fmt: skip
+
+    def _tuned_text(self, tokens: Tensor, tuner: TextTuner) -> Tensor:
+        """Text features [c, d] of whole contexts [c, 77]: open_clip's forward pass, with the adapters."""
+        x = self.text.token_embedding(tokens) + self.text.positional_embedding
+        for block, adapter in zip(self.text.transformer.resblocks, tuner.adapters, strict=True):
+            x = x + block.attention(block.ln_1(x), attn_mask=self.text.attn_mask)
+            x = x + block.mlp(block.ln_2(x)) + adapter(x)
+        ends = tokens.argmax(dim=-1)
+        x = self.text.ln_final(x[torch.arange(len(x)), ends])
+        projection = self.text.text_projection
+        return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
 
     def _loss(self, task: TaskPlan, step: int, text: Tensor, vectors: Tensor, owner: Tensor) -> Tensor:
         (part,), s, seed = task.parts, self.settings, self.plan.seed

@@ -16,14 +16,16 @@ import pandas as pd
 from benchmarks.published import Outcome, Published
 from benchmarks.result import Bar, Result
 from lada_ray.config import StreamConfig
-from lada_ray.console import Console
+from lada_ray.console import START_WORKERS, Console
 from lada_ray.metrics import stream_metrics
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ORDER = ("caltech101", "dtd", "grocery", "mnist", "pacs_sketch", "rsscn7_satellite")
 WITHOUT_VIEWS = ("mnist", "rsscn7_satellite")
 # What a long-lived cluster has done before: processes that start, and load what they need.
-START_UP = ("imports", "start Ray", "encoder", "start encoders", "start training workers", "stop training")
+START_UP = (
+    "imports", "start Ray", "encoder", "start encoders", START_WORKERS, "start training workers", "stop training"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from lada_ray.cluster import result
 from lada_ray.config import TRAINED
 from lada_ray.features.folds import assign_folds
 from lada_ray.features.text import read_text
-from lada_ray.fit.classes import fit_classes
+from lada_ray.fit.classes import fit_classes_here
 from lada_ray.fit.plan import FitPlan, TaskPlan
 from lada_ray.fit.task import extend, task_data
 from lada_ray.method import calibration, outliers
@@ -33,38 +35,72 @@ FOLD_SEED = 42
 Floats = npt.NDArray[np.float32]
 
 
-def calibrate(
-    plan: FitPlan, model_uri: str, packs: Sequence[str], progress: Callable[[int, int], None]
-) -> None:
-    """Make the calibration that is missing of a plan's packs, in parallel on the cluster.
+class Calibrator:
+    """Makes the calibration that is missing of a plan's packs, beside whatever else the cluster does.
+
+    What is begun at once is done in parallel. What is begun later waits for it: while a stream is learnt, one worker is
+    enough to keep up, and on a small machine a second one would take longer to start than it could help.
 
     Args:
         plan: the tasks to calibrate, as they were learnt; may be the last ones of a model alone.
         model_uri: the model's folder.
-        packs: digests of all its packs, in order: that of a task is at its position.
-        progress: called with (packs done, packs to do).
     """
-    import ray
 
-    store = open_store(model_uri)
-    learnt = [task for task in plan.tasks if task.position < len(packs)]
-    todo = [task for task in learnt if not store.exists(calibration_key(packs[task.position]))]
-    if not todo:
-        return
+    def __init__(self, plan: FitPlan, model_uri: str) -> None:
+        self.plan, self.model_uri = plan, model_uri
+        self._waiting = list(plan.tasks)
+        self._begun: list[Any] = []
+
+    def begin(self, packs: Sequence[str]) -> None:
+        """Begin with what is learnt by now.
+
+        Args:
+            packs: digests of all the model's packs, in order: that of a task is at its position.
+        """
+        import ray
+
+        store, run = open_store(self.model_uri), ray.remote(num_cpus=1)(_calibrate_and_write)
+        before = tuple(self._begun)
+        learnt = [task for task in self._waiting if task.position < len(packs)]
+        self._waiting = [task for task in self._waiting if task.position >= len(packs)]
+        for task in learnt:
+            if not store.exists(calibration_key(packs[task.position])):
+                self._begun.append(run.remote(self._shipped, task, self.model_uri, tuple(packs), *before))
+
+    @cached_property
+    def _shipped(self) -> Any:
+        import ray
+
+        return ray.put(self.plan)
+
+    def wait(self, progress: Callable[[int, int], None]) -> None:
+        """Wait for all that was begun; `progress` is called with (packs done, packs to do)."""
+        import ray
+
+        total, pending = len(self._begun), self._begun
+        while pending:
+            (ready,), pending = ray.wait(pending)
+            result(ready)
+            progress(total - len(pending), total)
+
+
+def calibrate(
+    plan: FitPlan, model_uri: str, packs: Sequence[str], progress: Callable[[int, int], None]
+) -> None:
+    """Make the calibration that is missing of a plan's packs, and wait for it; arguments as of `Calibrator`."""
+    calibrator = Calibrator(plan, model_uri)
+    calibrator.begin(packs)
+    calibrator.wait(progress)
+
+
+def _calibrate_and_write(
+    plan: FitPlan, task: TaskPlan, model_uri: str, packs: Sequence[str], *before: None
+) -> None:
     if plan.kind in TRAINED:
         # Memory that is trained on folds starts from them; those of older packs may have been made by older code.
-        images = [part.images for task in todo for part in task.parts]
         m = plan.settings
-        fit_classes(plan.bank, images, m.memory_per_class, m.mixture_components, lambda done, total: None)
-    shipped, run = ray.put(plan), ray.remote(num_cpus=1)(_calibrate_and_write)
-    pending = [run.remote(shipped, task, model_uri, tuple(packs)) for task in todo]
-    while pending:
-        (ready,), pending = ray.wait(pending)
-        result(ready)
-        progress(len(todo) - len(pending), len(todo))
-
-
-def _calibrate_and_write(plan: FitPlan, task: TaskPlan, model_uri: str, packs: Sequence[str]) -> None:
+        images = [part.images for part in task.parts]
+        fit_classes_here(plan.bank, images, m.memory_per_class, m.mixture_components)
     made = calibrate_pack(plan, task, model_uri, packs)
     open_store(model_uri).write(calibration_key(packs[task.position]), made.to_bytes())
 
@@ -78,7 +114,7 @@ def calibrate_pack(plan: FitPlan, task: TaskPlan, model_uri: str, packs: Sequenc
 
     Args:
         plan: how it was learnt.
-        task: which; the other arguments as of `calibrate`.
+        task: which; the other arguments as of `Calibrator`.
         model_uri: see there.
         packs: see there.
     """

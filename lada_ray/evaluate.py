@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lada_ray.cluster import result
-from lada_ray.console import Console
+from lada_ray.console import START_WORKERS, Console
 from lada_ray.errors import IntegrityError
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.text import read_text
@@ -255,6 +256,11 @@ def _labelled(evaluation: Evaluation, digests: Sequence[str], features: list[Flo
     return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, packs, features)]
 
 
+def _clocked(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """When the function began, its worker started and its test features there, and what it returned."""
+    return time.time(), function(*arguments)
+
+
 class Evaluator:
     """Rows of the accuracy matrix, computed by Ray tasks and kept in the run's folder.
 
@@ -267,16 +273,6 @@ class Evaluator:
 
     def __init__(self, store: Store, evaluation: Evaluation, console: Console, here: bool = False) -> None:
         self.store, self.evaluation, self.console, self.here = store, evaluation, console, here
-
-    def load(self) -> None:
-        """Have the test features loaded, and wait until they are.
-
-        To be called before training starts: on a small machine they would wait for cores until it ends.
-        """
-        import ray
-
-        with self.console.stage("load test features"):
-            ray.wait([self._features], fetch_local=False)
 
     @cached_property
     def _features(self) -> Any:
@@ -292,9 +288,12 @@ class Evaluator:
         )
 
     def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        asked = time.time()
         with self.console.stage("evaluate"):
-            done = self._start(function, *arguments)
-            return done if self.here else result(done)
+            done = self._start(_clocked, function, *arguments)
+            began, found = done if self.here else result(done)
+        self.console.move(began - asked, "evaluate", START_WORKERS)
+        return found
 
     def row(self, packs: Sequence[str], learnt: str) -> Row:
         """The row after these packs; computed once."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
 from lada_ray.config import StreamConfig
-from lada_ray.console import Console
+from lada_ray.console import START_WORKERS, Console
 from lada_ray.domains.base import ALL_DOMAINS, Domain
 from lada_ray.domains.check import load_domains, overlap, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
@@ -27,6 +27,8 @@ from lada_ray.method.settings import LadaSettings
 from lada_ray.results import write_overlaps
 from lada_ray.run import Json, Run, pack_identity, prediction_of
 from lada_ray.store import Store, join, open_store
+
+FIT_CLASSES = "k-means and mixtures"
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def check_input(config: StreamConfig, console: Console) -> tuple[tuple[Domain, .
     domains: tuple[Domain, ...] = ()
     spec: EncoderSpec | None = None
     problems: list[str] = []
+    with console.stage("imports"):
+        import open_clip  # noqa: F401  which settling what the encoder is needs: seconds
     with console.stage("list domains"):
         try:
             domains = load_domains(config.domains, config.storage)
@@ -221,14 +225,16 @@ def fit_all_classes(stream: Stream, tasks: Sequence[TaskPlan], console: Console)
     m = stream.config.method
     if not m.trains:
         return {}
-    with console.stage("k-means and mixtures"):
-        return fit_classes(
+    with console.stage(FIT_CLASSES):
+        done = fit_classes(
             stream.bank,
             [part.images for task in tasks for part in task.parts],
             m.memory_per_class,
             m.mixture_components,
             lambda a, b: console.progress("classes", a, b),
         )
+    console.move(done.start_s, FIT_CLASSES, START_WORKERS)
+    return done.seconds
 
 
 def plan_tasks(stream: Stream, images: Images) -> tuple[TaskPlan, ...]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from lada_ray.calibrate import calibrate
+from lada_ray.calibrate import Calibrator
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
 from lada_ray.domains.base import ALL_DOMAINS
@@ -95,16 +95,17 @@ def learn_and_test(
     evaluator = Evaluator(run.store, plan_evaluation(stream, images, run.model_store.uri), console)
     write_tests(run.store, evaluator.evaluation.tests)
     keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
-    rows = [evaluator.row([], "zero-shot")]
-    plan = plan_fit(stream, tasks)
-    for domain, packs in learn(stream, run, images, plan, evaluator, tracker, console):
-        rows.append(evaluator.row(packs, domain))
+    plan, rows = plan_fit(stream, tasks), []
+    calibrator = Calibrator(plan, run.model_store.uri)
+    for learnt, packs in learn(stream, run, images, plan, tracker, console):
+        rows.append(evaluator.row(packs, learnt))
+        calibrator.begin(packs)
         if len(packs) > learnt_before:
             run.store.write("accuracy_matrix.csv", accuracy_table(rows[1:]).to_csv().encode())
             console.say(progress_line(rows, len(tasks)))
         tracker.sync()
     with console.stage("calibrate"):
-        calibrate(plan, run.model_store.uri, run.packs, partial(console.progress, "calibrating"))
+        calibrator.wait(partial(console.progress, "calibrating"))
 
     fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
     busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}
@@ -116,26 +117,25 @@ def learn(
     run: Run,
     images: Images,
     plan: FitPlan,
-    evaluator: Evaluator,
     tracker: BackgroundTracker,
     console: Console,
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Learn what is not learnt yet, all of it in one Ray Train run in the background.
 
     Yields:
-        (domain, digests of all packs up to it) for every task of the stream: those of earlier starts at once, the
-        others as soon as their pack is committed.
+        (what was learnt, digests of all packs up to it): "zero-shot" first, then every task of the stream; those of
+        earlier starts at once, the others as soon as their pack is committed.
     """
     names, shown = [name for name, _ in stream.tasks], len(run.packs)
-    for done in range(1, shown + 1):
-        yield names[done - 1], run.packs[:done]
+    rows = [(name, run.packs[:done]) for done, name in enumerate(["zero-shot", *names[:shown]])]
     if shown == len(names):
+        yield from rows
         return
-    evaluator.load()
     console.say("  start training ...")
+    watch = Watcher()
+    training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
+    yield from rows  # tested while workers start
     with console.stage(STARTING):
-        watch = Watcher()
-        training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
         training.wait_for_start(shown, run.lease, watch)
     while shown < len(names):
         tracker.start_task(names[shown], shown)

@@ -7,8 +7,9 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lada_ray.domains import Domain
     from lada_ray.encoder import EncoderSpec
     from lada_ray.features.fill import Images
+    from lada_ray.fit.classes import ClassFits
     from lada_ray.fit.plan import FitPlan
     from lada_ray.prepare import Stream
     from lada_ray.run import Run, RunLedger
@@ -33,9 +35,10 @@ def s3() -> Iterator[str]:
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
+        _write_in_turn(patch)
+        server.start()
+        host, port = server.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -45,6 +48,19 @@ def s3() -> Iterator[str]:
         _make_bucket("lada-tests")
         yield "s3://lada-tests/some folder"
     server.stop()
+
+
+def _write_in_turn(patch: pytest.MonkeyPatch) -> None:
+    """moto compares (If-Match) and then writes, in a thread per request; S3 does both at once."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+
+    call, lock = DomainDispatcherApplication.__call__, threading.Lock()
+
+    def in_turn(self: Any, environ: Any, start_response: Any) -> Any:
+        with lock if environ["REQUEST_METHOD"] == "PUT" else nullcontext():
+            return call(self, environ, start_response)
+
+    patch.setattr(DomainDispatcherApplication, "__call__", in_turn)
 
 
 def _make_bucket(name: str) -> None:
@@ -194,8 +210,8 @@ class TinyWorld:
                     features.append(3 * centres[sample.label] + 0.2 * rng.normal(size=self.info.width))
         self.bank.table.enter([self.bank.write(shas, views, np.array(features, np.float32), "drawn")])
 
-    def fit_classes(self) -> dict[str, float]:
-        """k-means and mixtures of all classes, over Ray tasks; busy seconds by kind."""
+    def fit_classes(self) -> ClassFits:
+        """k-means and mixtures of all classes, over Ray tasks."""
         from lada_ray.fit.classes import fit_classes
 
         tasks = self.plan().tasks

@@ -383,7 +383,6 @@ def stream_rows(
     pool: Pool,
     read_images: int,
     encode_rows: int,
-    threads: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Stream the images of a table through CPU tasks to a pool of encoder actors.
 
@@ -395,7 +394,6 @@ def stream_rows(
         pool: number and resources of the actors.
         read_images: images per read task.
         encode_rows: rows of pixels that an actor gets at once.
-        threads: of torch in an actor; None: as many as it reserves cores.
 
     Yields:
         What the actors make of each batch, in the order in which they are done; `raise_stated` tells errors.
@@ -404,7 +402,8 @@ def stream_rows(
 
     quiet_ray_data()
     blocks = max(1, -(-len(table) // read_images))
-    threads = threads or (int(pool.cpus) if pool.gpus == 0 else max(1, (os.cpu_count() or 2) // 2))
+    # Half of the cores are reserved for reading, which seldom needs them all: an encoder takes what is left of them.
+    threads = max(1, int(2 * pool.cpus) if pool.gpus == 0 else (os.cpu_count() or 2) // 2)
     rows = (
         ray.data.from_pandas(table)
         .repartition(blocks)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -57,9 +59,7 @@ class ClassImages:
 
     def key(self, kind: Kind, number: int) -> str:
         """Names the result of fitting `number` memory vectors or components to each of these classes."""
-        import sklearn
-
-        said = json.dumps([kind, number, ALGORITHM, sklearn.__version__, self.classes])
+        said = json.dumps([kind, number, ALGORITHM, version("scikit-learn"), self.classes])
         return f"classes/{kind}-{number}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
 
 
@@ -79,6 +79,25 @@ class Mixtures:
     variances: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassFits:
+    """What `fit_classes` took."""
+
+    seconds: dict[str, float]
+    """Busy seconds of "k-means" and "mixtures", over all tasks."""
+    start_s: float
+    """Wall seconds until the first fit began: workers start, and load the features."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a Ray task fitted, in how many seconds, and when it began."""
+
+    fits: list[Any]
+    seconds: float
+    began: float
 
 
 @dataclass
@@ -106,7 +125,7 @@ def fit_classes(
     vectors: int,
     components: int,
     progress: Callable[[int, int], None],
-) -> dict[str, float]:
+) -> ClassFits:
     """Fit what is not there yet, for all classes of these domains.
 
     Args:
@@ -117,10 +136,11 @@ def fit_classes(
         progress: called with (classes done, classes to do).
 
     Returns:
-        Busy seconds of "k-means" and "mixtures", over all tasks.
+        What it took.
     """
     import ray
 
+    asked = time.time()
     missing = _missing(bank, domains, vectors, components)
     load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
     features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
@@ -129,7 +149,9 @@ def fit_classes(
         chunks = [fit.remote(features[m.images], m.kind, m.number, *chunk) for chunk in m.images.chunks()]
         key = m.images.key(m.kind, m.number)
         pending[gather.remote(bank.store, m.kind, key, *chunks)] = len(m.images.classes)
-    return _collect(pending, progress)
+    seconds, began = _collect(pending, progress)
+    # Clocks of other nodes may differ a little.
+    return ClassFits(seconds, max(0.0, began - asked) if missing else 0.0)
 
 
 def fit_classes_here(
@@ -151,18 +173,21 @@ def _missing(
     return [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
 
 
-def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> dict[str, float]:
+def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> tuple[dict[str, float], float]:
+    """Busy seconds by stage, and when the first fit began."""
     import ray
 
     seconds: dict[str, float] = {}
+    first = math.inf
     done, total = 0, sum(pending.values())
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         done += pending.pop(ready)
-        kind, busy = result(ready)
+        kind, busy, began = result(ready)
         seconds[STAGES[kind]] = seconds.get(STAGES[kind], 0.0) + busy
+        first = min(first, began)
         progress(done, total)
-    return seconds
+    return seconds, first
 
 
 def _features(bank: FeatureBank, images: ClassImages) -> list[npt.NDArray[np.float32]]:
@@ -173,21 +198,23 @@ def _features(bank: FeatureBank, images: ClassImages) -> list[npt.NDArray[np.flo
 
 def _fit_chunk(
     features: list[npt.NDArray[np.float32]], kind: Kind, number: int, start: int, stop: int
-) -> tuple[list[Any], float]:
-    """Fit the classes from `start` to before `stop`; returns the fits and the seconds they took."""
-    started = time.perf_counter()
+) -> Chunk:
+    """Fit the classes from `start` to before `stop`."""
+    began, started = time.time(), time.perf_counter()
     part = features[start:stop]
     if kind == "memory":
         unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in part]
-        return init_memories(unit, number), time.perf_counter() - started
-    return fit_mixtures(part, number), time.perf_counter() - started
+        fits: list[Any] = init_memories(unit, number)
+    else:
+        fits = fit_mixtures(part, number)
+    return Chunk(fits, time.perf_counter() - started, began)
 
 
-def _gather(store: Store, kind: Kind, key: str, *chunks: tuple[list[Any], float]) -> tuple[str, float]:
-    fits = [fit for chunk, _ in chunks for fit in chunk]
+def _gather(store: Store, kind: Kind, key: str, *chunks: Chunk) -> tuple[str, float, float]:
+    fits = [fit for chunk in chunks for fit in chunk.fits]
     arrays = MemoryInit(*stack_memory(fits)) if kind == "memory" else stack_mixtures(fits)
     _save(store, key, arrays)
-    return kind, sum(seconds for _, seconds in chunks)
+    return kind, sum(chunk.seconds for chunk in chunks), min(chunk.began for chunk in chunks)
 
 
 def remove_fits(bank: FeatureBank, kept: Sequence[ClassImages]) -> int:

@@ -29,6 +29,8 @@ from lada_ray.method.tuner import CausalTextTower
 # Training state is written this often; at most this much work is repeated after a kill.
 CHECKPOINT_EVERY_S = 10.0
 MAX_FAILURES = 3
+# How long Ray Train waits before it looks at its workers again, and so before it sees that they are done.
+LOOK_EVERY_S = "0.25"
 
 
 def _alone(value: Any) -> Any:
@@ -74,6 +76,7 @@ def fit_tasks(plan: FitPlan, ledger: Ledger, resources: TrainResources, storage:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOOK_EVERY_S)
     path, filesystem = train_storage(storage)
     trainer = TorchTrainer(
         _train_loop,

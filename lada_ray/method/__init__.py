@@ -5,6 +5,7 @@ Read in the order of the algorithm (Luo, Zhou, Wei, Zhang, ICML 2025, arXiv 2505
     settings   the hyperparameters
     memory     label-specific memory vectors: k-means initialisation and grouped logits
     tuner      AdaptFormer in CLIP's text tower
+    prompts    what prompts have in common, computed once
     mixture    per-class Gaussian mixtures, and the features replayed from them
     draws      every random draw, as a pure function of (seed, task, step)
     objective  logits over all seen classes and the weighted cross-entropy

@@ -214,11 +214,13 @@ class TaskLearner:
         init = draws.torch_generator(self.seed, "tuner", self.task.position)
         tuner = TextTuner(tower.width, len(tower.blocks), self.settings.tuner_bottleneck, init)
         self.tower, self.tuner = tower.to(self.device), tuner.to(self.device)
-        self.tokens = tower.trim(self._tensor(self.task.tokens))
+        self.prompts = tower.trees(self._tensor(self.task.tokens))
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
         parameters = self.parameters() or [torch.zeros(1, requires_grad=True)]
-        optimizer = torch.optim.AdamW(parameters, self.settings.lr, weight_decay=self.settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            parameters, self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.settings.lr, total_steps=max(1, self.total_steps)
         )
@@ -230,7 +232,7 @@ class TaskLearner:
         # Mixed precision on a GPU, as published; float32 on a CPU.
         mixed = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         with mixed:
-            return self.tower(self.tokens, self.tuner).float()
+            return self.tower(self.prompts, self.tuner).float()
 
     def _text_features(self) -> Tensor:
         return F.normalize(self._raw_text(), dim=-1)

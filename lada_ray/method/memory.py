@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from lada_ray.method.kmeans import (
@@ -80,6 +79,8 @@ def _init_equal(classes: Sequence[npt.NDArray[np.floating]], vectors: int) -> li
 
 def _init_large(rows: npt.NDArray[np.float64], vectors: int) -> npt.NDArray[np.float32]:
     """Initial memory of one class of many images, with scikit-learn itself."""
+    from sklearn.cluster import KMeans  # slow to import, and few classes have so many images
+
     distinct = distinct_rows(rows)
     if len(distinct) <= vectors:
         return distinct.astype(np.float32)

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from lada_ray.method.kmeans import (
@@ -102,6 +100,10 @@ def _one_image(rows: Doubles) -> Mixture:
 
 def _fit_large(rows: Doubles, components: int, seed: int) -> Mixture:
     """Fit one class of many images, [n, d], with scikit-learn itself."""
+    # Slow to import, and few classes have so many images.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     distinct = distinct_rows(rows)
     if len(distinct) == 1:
         return _one_image(rows)

@@ -1,4 +1,4 @@
-"""The text tuner: an AdaptFormer in every block of CLIP's text tower; and a context cut to the prompts."""
+"""The text tuner: an AdaptFormer in every block of CLIP's text tower, which computes common beginnings once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lada_ray.method.prompts import PromptTrees
 
 ADAPTER_SCALE = 0.1
 
@@ -47,10 +49,7 @@ class TextTuner(nn.Module):
 
 
 class CausalTextTower(nn.Module):
-    """The frozen text tower of an open_clip model (CLIP or CustomTextCLIP), tunable and with a short context.
-
-    A causal tower is read at the end-of-text token, which no later token can influence: tokens behind the
-    longest prompt are cut off, which changes the features by float32 rounding only.
+    """The frozen text tower of an open_clip model (CLIP or CustomTextCLIP), tunable, and on trees of prompts.
 
     Args:
         model: an open_clip model with a native causal text tower.
@@ -59,8 +58,6 @@ class CausalTextTower(nn.Module):
         ValueError: if the text tower is not native and causal. (Whoever starts a run asks `EncoderInfo.not_tunable`
             before, which says why.)
     """
-
-    mask: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,7 +73,6 @@ class CausalTextTower(nn.Module):
         self.ln_final = text.ln_final
         self.projection = text.text_projection
         self.eos_id: int | None = _eos_id(text)
-        self.register_buffer("mask", text.attn_mask, persistent=False)
         self.requires_grad_(False)
 
     @property
@@ -90,29 +86,27 @@ class CausalTextTower(nn.Module):
             return tokens.argmax(dim=-1)
         return (tokens == self.eos_id).int().argmax(dim=-1)
 
-    def trim(self, tokens: Tensor) -> Tensor:
-        """Cut tokens [n, context] behind the longest prompt's end-of-text token."""
-        return tokens[:, : int(self.end_of_text(tokens).max()) + 1]
+    def trees(self, tokens: Tensor) -> PromptTrees:
+        """What `forward` takes, of tokenised prompts [n, context]."""
+        return PromptTrees.of(tokens, self.end_of_text(tokens))
 
-    def forward(self, tokens: Tensor, tuner: TextTuner | None = None) -> Tensor:
-        """Text features of prompts.
+    def forward(self, prompts: PromptTrees, tuner: TextTuner | None = None) -> Tensor:
+        """Text features of n prompts.
 
         Args:
-            tokens: [n, length], length at most the tower's context (see `trim`).
+            prompts: from `trees`.
             tuner: adapters to add to every block; None gives CLIP's own features.
 
         Returns:
             Raw text features [n, d], in the space of the image features.
         """
-        length = tokens.shape[1]
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]
-        mask = self.mask[:length, :length]
+        x = self.token_embedding(prompts.tokens) + self.positional_embedding[prompts.positions]
+        mask = prompts.mask.repeat_interleave(self.blocks[0].attn.num_heads, dim=0)
         for i, block in enumerate(self.blocks):
             x = x + block.ls_1(block.attention(block.ln_1(x), attn_mask=mask))
             ffn = block.ls_2(block.mlp(block.ln_2(x)))
             x = x + ffn if tuner is None else x + ffn + tuner.adapters[i](x)
-        x = x[torch.arange(len(x), device=x.device), self.end_of_text(tokens)]
-        x = self.ln_final(x)
+        x = self.ln_final(x.flatten(0, 1)[prompts.ends])
         if self.projection is None:
             return x
         return self.projection(x) if isinstance(self.projection, nn.Linear) else x @ self.projection

@@ -197,6 +197,4 @@ def _stream(asked: Asked, chunks: Sequence[Chunk], pool: Pool) -> Iterator[dict[
     table = pd.DataFrame({"image": np.arange(len(uris)), "chunk": numbers, "uri": uris})
     read = RenderImages(asked.model.spec.preprocess).__call__
     arguments = (Shipment.send(asked.model), asked.options)
-    # Half of the cores are reserved for reading, which seldom needs them all: an encoder takes what is left of them.
-    threads = None if pool.gpus else max(1, int(2 * pool.cpus))
-    return stream_rows(table, read, Predictor, arguments, pool, READ_IMAGES, PREDICT_IMAGES, threads)
+    return stream_rows(table, read, Predictor, arguments, pool, READ_IMAGES, PREDICT_IMAGES)

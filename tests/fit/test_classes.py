@@ -59,7 +59,7 @@ def test_the_fits_are_those_of_the_plain_functions(tiny_world: TinyWorld) -> Non
 
 
 def test_what_is_known_is_not_fitted_again(tiny_world: TinyWorld) -> None:
-    assert tiny_world.fit_classes() == {}
+    assert tiny_world.fit_classes().seconds == {}
     # Neither the run's seed nor its views nor the method's other settings play a part.
     other = tiny_world.config("other", seed=5, views=0, method={"beta": 3.0})
     images = [task.parts[0].images for task in tiny_world.plan(other).tasks]
@@ -74,7 +74,7 @@ def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None
     bank.table.enter([bank.write(shas, ["test"] * len(shas), features, "r")])
     images = ClassImages.of(shas, np.repeat(np.arange(classes), 2))
     told: list[tuple[int, int]] = []
-    seconds = fit_classes(bank, [images], 3, 1, lambda done, total: told.append((done, total)))
+    seconds = fit_classes(bank, [images], 3, 1, lambda done, total: told.append((done, total))).seconds
     assert sorted(seconds) == ["k-means", "mixtures"]
     assert told == [(classes, 2 * classes), (2 * classes, 2 * classes)]
     memory = read_memory(bank, images, 3)

@@ -1,4 +1,4 @@
-"""The text tuner: size, start, formula; the trimmed context; and which text towers it refuses."""
+"""The text tuner: size, start, formula; and which text towers it refuses."""
 
 from __future__ import annotations
 
@@ -122,45 +122,29 @@ def test_initial_weights_are_a_function_of_seed_and_task(build_clip: Build) -> N
 
 def test_the_tower_is_open_clip_s_encode_text(model: nn.Module, prompts: Tensor) -> None:
     tower = CausalTextTower(model)
-    torch.testing.assert_close(tower(prompts), model.encode_text(prompts), rtol=0, atol=1e-5)
-
-
-def test_trimming_changes_rounding_only(model: nn.Module, prompts: Tensor) -> None:
-    tower = CausalTextTower(model)
-    trimmed = tower.trim(prompts)
-    assert trimmed.shape == (5, 8)  # start, six words, end of text
-    torch.testing.assert_close(tower(trimmed), model.encode_text(prompts), rtol=0, atol=1e-5)
-    tuner = shaken(make_tuner(tower))
-    torch.testing.assert_close(tower(trimmed, tuner), tower(prompts, tuner), rtol=0, atol=1e-5)
+    torch.testing.assert_close(tower(tower.trees(prompts)), model.encode_text(prompts), rtol=0, atol=1e-5)
 
 
 def test_training_starts_at_the_original_features_exactly(model: nn.Module, prompts: Tensor) -> None:
     tower = CausalTextTower(model)
-    assert torch.equal(tower(tower.trim(prompts), make_tuner(tower)), tower(tower.trim(prompts)))
+    assert torch.equal(tower(tower.trees(prompts), make_tuner(tower)), tower(tower.trees(prompts)))
 
 
 def test_a_tuned_tower_follows_the_formula(model: nn.Module, prompts: Tensor) -> None:
     tower = CausalTextTower(model)
     tuner = shaken(make_tuner(tower))
-    tuned = tower(tower.trim(prompts), tuner)
+    tuned = tower(tower.trees(prompts), tuner)
     torch.testing.assert_close(tuned, reference_features(model, prompts, tuner), rtol=0, atol=1e-5)
-    assert (tuned - tower(prompts)).abs().max() > 0.01
+    assert (tuned - tower(tower.trees(prompts))).abs().max() > 0.01
 
 
 def test_only_the_tuner_is_trained(build_clip: Build, prompts: Tensor) -> None:
     model = build_clip().requires_grad_(True)
     tower = CausalTextTower(model)
     tuner = shaken(make_tuner(tower))
-    tower(prompts, tuner).square().sum().backward()
+    tower(tower.trees(prompts), tuner).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in tuner.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in tower.parameters())
-
-
-def test_a_prompt_as_long_as_the_context(build_clip: Build) -> None:
-    tower = CausalTextTower(build_clip())
-    tokens = torch.full((1, 12), 7)
-    tokens[0, -1] = 49
-    assert tower.trim(tokens).shape == (1, 12)
 
 
 @pytest.mark.parametrize(
