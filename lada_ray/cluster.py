@@ -17,6 +17,8 @@ from lada_ray.config import ResourceConfig
 from lada_ray.errors import LadaError
 
 GPU_SHARE = 0.25
+# Without GPUs: while one encoder waits for images, or hands features on, the other one has the cores.
+ENCODERS_PER_NODE = 2
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,10 @@ def shortages(resources: Resources) -> list[str]:
 def settle_resources(config: ResourceConfig) -> Resources:
     """Fill in what the configuration leaves open from what the cluster has now.
 
-    With GPUs: an encoder per GPU, training on one. Without: an encoder per node that reserves half of its cores.
-    Either way at most half of all cores, so that reading and decoding always find free ones: else encoders would
-    wait for images, and images for cores. A cluster that adds its GPUs on demand has none at the start: state
-    `gpus_per_encoder` there.
+    With GPUs: an encoder per GPU, training on one. Without: two encoders per node that reserve half of its cores, and
+    training with the same half. Either way encoders reserve at most half of all cores, so that reading and decoding
+    always find free ones: else encoders would wait for images, and images for cores. A cluster that adds its GPUs on
+    demand has none at the start: state `gpus_per_encoder` there.
     """
     import ray
 
@@ -146,7 +148,7 @@ def settle_resources(config: ResourceConfig) -> Resources:
     per_encoder = config.gpus_per_encoder if config.gpus_per_encoder is not None else float(gpus > 0)
     on_gpu = per_encoder > 0
     half = 1.0 if on_gpu else float(cores // 2 or 0.5)
-    pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes))
+    pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes)) * ENCODERS_PER_NODE
     encoders = config.encoders or pool
     share = sum(n["CPU"] for n in nodes) / 2 / encoders if nodes else half
     share = int(share) or share  # Ray takes no fractions above 1

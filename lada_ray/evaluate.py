@@ -256,9 +256,15 @@ def _labelled(evaluation: Evaluation, digests: Sequence[str], features: list[Flo
     return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, packs, features)]
 
 
-def _clocked(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """When the function began, its worker started and its test features there, and what it returned."""
-    return time.time(), function(*arguments)
+_loaded = False
+"""Whether this process, a Ray worker, has tested before."""
+
+
+def _clocked(function: Callable[..., Any], *arguments: Any) -> tuple[float | None, Any]:
+    """When the function began, if its worker had to load what it needs; and what it returned."""
+    global _loaded
+    began, _loaded = (None if _loaded else time.time()), True
+    return began, function(*arguments)
 
 
 class Evaluator:
@@ -292,7 +298,8 @@ class Evaluator:
         with self.console.stage("evaluate"):
             done = self._start(_clocked, function, *arguments)
             began, found = done if self.here else result(done)
-        self.console.move(began - asked, "evaluate", START_WORKERS)
+        if began is not None:
+            self.console.move(began - asked, "evaluate", START_WORKERS)
         return found
 
     def row(self, packs: Sequence[str], learnt: str) -> Row:

@@ -98,8 +98,8 @@ def learn_and_test(
     plan, rows = plan_fit(stream, tasks), []
     calibrator = Calibrator(plan, run.model_store.uri)
     for learnt, packs in learn(stream, run, images, plan, tracker, console):
-        rows.append(evaluator.row(packs, learnt))
         calibrator.begin(packs)
+        rows.append(evaluator.row(packs, learnt))
         if len(packs) > learnt_before:
             run.store.write("accuracy_matrix.csv", accuracy_table(rows[1:]).to_csv().encode())
             console.say(progress_line(rows, len(tasks)))

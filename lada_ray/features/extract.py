@@ -30,8 +30,8 @@ from lada_ray.views import BadImage, Pixels, Preprocess, decode, render
 if TYPE_CHECKING:
     import pandas as pd
 
-# A reader waits for storage much of the time. (Equal to an encoder's cores it would also be fused into the actor by Ray
-# Data, and reading would no longer overlap encoding.)
+# A reader waits for storage much of the time. (Where that equals an encoder's cores, on two cores without a GPU, Ray
+# Data has each of the two encoders read its own images: one reads while the other one encodes.)
 READ_CPUS = 0.5
 # Images per read task: their pixels under all views travel together (256 views of 224 x 224 are 39 MB).
 READ_IMAGES = 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from lada_ray.calibration import Calibration
+from lada_ray.cluster import ENCODERS_PER_NODE
 from lada_ray.console import Console
 from lada_ray.domains import Domain, FolderSpec
 from lada_ray.encoder import load_encoder
@@ -132,7 +135,8 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
         return len(self.files)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return torch.from_numpy(render(decode(self.files[i].read_bytes()), "", TEST_VIEW, self.preprocess))
+        pixels = render(decode(self.files[i].read_bytes()), "", TEST_VIEW, self.preprocess)
+        return torch.from_numpy(pixels.copy())
 
 
 def bare(files: list[Path], model: LadaModel, workers: int, threads: int) -> float:
@@ -151,19 +155,19 @@ def bare(files: list[Path], model: LadaModel, workers: int, threads: int) -> flo
 def predicting(
     model: LadaModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int], float]:
-    """Images per second of `predict_folder`, from the moment the pool is there; nothing is read ahead of that."""
+    """Images per second of `predict_folder`, from the moment all actors are there; nothing is read ahead of that."""
     ready, ended = tmp_path / "ready", []
 
     class Waiting(RenderImages):
         def __call__(self, batch: Any) -> Any:
-            while not ready.exists():
+            while len(list(ready.iterdir())) < ENCODERS_PER_NODE:
                 time.sleep(0.01)
             return super().__call__(batch)
 
     class Announcing(Predictor):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            ready.write_text(str(time.time()))
+            (ready / str(os.getpid())).write_text(str(time.time()))
 
     finish = module.finish
 
@@ -176,11 +180,13 @@ def predicting(
     monkeypatch.setattr(module, "finish", finishing)
 
     def run(number: int) -> float:
-        ready.unlink(missing_ok=True)
+        shutil.rmtree(ready, ignore_errors=True)
+        ready.mkdir()
         done = module.predict_folder(
             model, str(images), str(tmp_path / f"out-{number}"), console=Console(quiet=True)
         )
-        return done.summary["predicted"] / (ended[-1] - float(ready.read_text()))
+        started = max(float(file.read_text()) for file in ready.iterdir())
+        return done.summary["predicted"] / (ended[-1] - started)
 
     return run
 
