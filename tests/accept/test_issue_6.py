@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from lada_ray.config import StreamConfig
+from benchmarks.made_up import class_names
+from lada_ray.config import EncoderConfig, StreamConfig
 from lada_ray.console import Console
+from lada_ray.encoder import load_encoder, resolve_encoder
+from lada_ray.fit.classes import stack_mixtures
+from lada_ray.fit.task import extend, pack_tensors
+from lada_ray.method.learner import Seen, TaskData, TaskLearner
+from lada_ray.method.memory import init_memories, stack_memory
+from lada_ray.method.mixture import fit_mixtures
+from lada_ray.method.objective import Classifier, class_logits
+from lada_ray.method.settings import LadaSettings
+from lada_ray.method.tuner import CausalTextTower
 from lada_ray.stream import run_stream
 from tests.accept.conftest import Streams, show
 
@@ -69,3 +82,84 @@ def test_the_budget_of_replayed_rows_costs_no_accuracy(streams: Streams, six_dom
         )
         assert (whole == default).all()
         assert abs(whole.mean() - few.mean()) <= 0.6
+
+
+# ---------------------------------------------------------------- replay among a thousand classes
+
+TASKS, CLASSES, IMAGES, VIEWS, SEEDS = 10, 100, 16, 4, (0, 1, 2, 3)
+TAU = 100.0  # CLIP's
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.draw()
+
+
+@dataclass(frozen=True)
+class World:
+    """A thousand made-up classes around the text features of made-up names, in the shipped encoder's space."""
+
+    tower: CausalTextTower
+    tokens: np.ndarray
+    text: np.ndarray
+    """[1000, d]"""
+    images: np.ndarray
+    """Unit length, roughly; the last of each class's views is for testing, [1000, IMAGES, VIEWS + 1, d]."""
+
+    @classmethod
+    def draw(cls) -> World:
+        spec = resolve_encoder(EncoderConfig(model="demo-clip", pretrained="demo"), "fp32")
+        encoder = load_encoder(spec, "cpu")
+        prompts = [f"a photo of a {name}." for name in class_names(TASKS * CLASSES)]
+        text = encoder.encode_text(prompts)
+        unit = text / np.linalg.norm(text, axis=1, keepdims=True)
+        rng = np.random.default_rng(0)
+        noise = lambda *shape: rng.standard_normal((*shape, unit.shape[1]), np.float32) / unit.shape[1] ** 0.5  # noqa: E731
+        centres = unit + 0.6 * noise(len(unit))
+        images = centres[:, None, None] + 1.3 * noise(len(unit), IMAGES, 1)
+        images = images + 0.6 * noise(len(unit), IMAGES, VIEWS + 1)
+        return cls(CausalTextTower(encoder.model), encoder.tokenize(prompts), text, images)
+
+    def learn(self, seed: int, rows: int | None) -> list[float]:
+        """Mean accuracy over the tasks seen so far, after each task, in %."""
+        settings = LadaSettings(epochs=4, replay_rows=rows)
+        seen, found = Seen.nothing(self.text.shape[1]), []
+        for position in range(TASKS):
+            which = slice(position * CLASSES, (position + 1) * CLASSES)
+            views = self.images[which, :, :VIEWS].reshape(CLASSES * IMAGES, VIEWS, -1)
+            plain = list(self.images[which, :, 0])
+            unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in plain]
+            memory, mask = stack_memory(init_memories(unit, settings.memory_per_class))
+            labels = np.repeat(np.arange(CLASSES), IMAGES)
+            task = TaskData(position, views, labels, memory, mask, self.text[which], self.tokens[which])
+            learner = TaskLearner(task, seen, self.tower, TAU, settings, seed)
+            while not learner.done:
+                learner.step()
+            mixtures = stack_mixtures(fit_mixtures(plain, settings.mixture_components))
+            seen = extend(seen, pack_tensors(learner.learnt(), mask, mixtures))
+            found.append(self.accuracy(seen, settings))
+        return found
+
+    def accuracy(self, seen: Seen, settings: LadaSettings) -> float:
+        tests = torch.from_numpy(self.images[: len(seen.text), :, -1]).flatten(0, 1)
+        text = F.normalize(torch.from_numpy(seen.text), dim=-1)
+        head = Classifier(text, torch.from_numpy(seen.memory), torch.from_numpy(seen.mask))
+        with torch.no_grad():
+            parts = F.normalize(tests, dim=-1).split(512)
+            logits = [class_logits(z, head, TAU, settings.alpha, settings.beta) for z in parts]
+        labels = torch.arange(len(seen.text)).repeat_interleave(IMAGES)
+        return 100 * float((torch.cat(logits).argmax(1) == labels).double().mean())
+
+
+def test_the_default_budget_among_a_thousand_classes(world: World) -> None:
+    """At the end 4 000 components compete for 512 rows. Same: within what another seed changes."""
+    found = {rows: np.array([world.learn(seed, rows) for seed in SEEDS]) for rows in (None, 512)}
+    for metric, of in {"average": lambda a: a.mean(axis=1), "last": lambda a: a[:, -1]}.items():
+        whole, sampled = of(found[None]), of(found[512])
+        noise = float(np.concatenate([whole - whole.mean(), sampled - sampled.mean()]).std(ddof=2))
+        show(
+            f"{metric} of 1 000 classes: all rows, 512 rows; standard deviation over {len(SEEDS)} seeds",
+            f"{whole.mean():.2f}, {sampled.mean():.2f}; {noise:.2f}",
+            "within two standard deviations",
+        )
+        assert abs(sampled.mean() - whole.mean()) <= 2 * noise
