@@ -347,7 +347,7 @@ def learn_tiny(folder: Path, model: str, names: Sequence[str], **method: Any) ->
         "domains": [
             {"name": name.rpartition("/")[2], "kind": "folder", "root": str(folder / name)} for name in names
         ],
-        "resources": {"train_workers": 0},
+        "resources": {"train_workers": 0, "encoders": 1},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
     }
     return run_stream(StreamConfig.model_validate(values), console=Console(quiet=True)).folder

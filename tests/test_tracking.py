@@ -713,7 +713,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "quiet_libraries", lambda: None)
+    monkeypatch.setattr("lada_ray.job.quiet_libraries", lambda: None)
     main: Callable[[list[str]], int] = module.main
     return main
 

@@ -391,7 +391,7 @@ def stream_rows(
         read: function that makes rows of pixels of rows of the table.
         actor: what the pool consists of.
         arguments: of its constructor; threads and device follow.
-        pool: number and resources of the actors.
+        pool: resources of the actors, and their number; no more are started than there are read tasks.
         read_images: images per read task.
         encode_rows: rows of pixels that an actor gets at once.
 
@@ -412,7 +412,7 @@ def stream_rows(
             actor,
             fn_constructor_args=(*arguments, threads, device_for(pool.gpus)),
             batch_size=encode_rows,
-            compute=ray.data.ActorPoolStrategy(size=pool.encoders),
+            compute=ray.data.ActorPoolStrategy(size=min(pool.encoders, blocks)),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )

@@ -52,7 +52,8 @@ def learn(tiny_yaml: Path, tmp_path: Path, ray_local: None, monkeypatch: pytest.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(fresh: bool = False, say: list[str] | None = None, **overrides: Any) -> Any:
-        more = {"storage": str(tmp_path), "resources.train_workers": 0, **overrides}
+        resources = {"resources.train_workers": 0, "resources.encoders": 1}  # processes take longest to start
+        more = {"storage": str(tmp_path), **resources, **overrides}
         config = StreamConfig.from_yaml(
             tiny_yaml, overrides={k.replace("__", "."): v for k, v in more.items()}
         )
