@@ -72,7 +72,7 @@ def test_defaults_are_the_published_ones(small: Path) -> None:
         "replay": True,
         "replay_noise": True,
         "replay_weight": 64.0,
-        "replay_rows": 512,
+        "replay_rows": 384,
         "fusion": "gated",
         "text_tuner": "adaptformer",
         "tuner_bottleneck": 16,

@@ -29,8 +29,10 @@ from lada_ray.method.kmeans import (
 KMEANS_SEED = 42
 KMEANS_INITS = 10
 
-# Affinities [N, classes, L] held at once without gradients: 2^25 float32 are 128 MiB.
+# Affinities [N, classes, L] held at once without gradients: 2^25 float32 are 128 MiB. On a CPU, 4 MiB at once stay in
+# its cache between the product and the sum, which are a quarter faster so.
 MAX_AFFINITIES = 2**25
+CPU_AFFINITIES = 2**20
 
 
 def init_memory(unit_features: npt.NDArray[np.floating], vectors: int) -> npt.NDArray[np.float32]:
@@ -116,14 +118,15 @@ def memory_logits(unit_features: Tensor, memory: Tensor, beta: float, mask: Tens
         mask: which of the vectors exist, [C, L] boolean; None when all do.
 
     Returns:
-        [N, C]. Without gradients the classes are done in chunks, so that at most `MAX_AFFINITIES` affinities
-        exist at once; with gradients the caller bounds N (`objective.weighted_loss_backward`).
+        [N, C]. Without gradients the classes are done in chunks, so that few affinities exist at once; with gradients
+        the caller bounds N (`objective.weighted_loss_backward`).
     """
     classes, length, _ = memory.shape
     if torch.is_grad_enabled() and (memory.requires_grad or unit_features.requires_grad):
         return _grouped_affinity(unit_features, memory, beta, mask)
     logits = unit_features.new_empty(len(unit_features), classes)
-    step = max(1, MAX_AFFINITIES // max(1, len(unit_features) * length))
+    most = CPU_AFFINITIES if memory.device.type == "cpu" else MAX_AFFINITIES
+    step = max(1, most // max(1, len(unit_features) * length))
     for start in range(0, classes, step):
         part = slice(start, start + step)
         logits[:, part] = _grouped_affinity(

@@ -71,12 +71,12 @@ def test_the_budget_of_replayed_rows_costs_no_accuracy(streams: Streams, six_dom
             streams.run(six_domains, f"rows-{rows}-{seed}", seed=seed, **{"method.replay_rows": rows})
             for seed in (0, 1, 2)
         ]
-        for rows in (None, 512, 134)
+        for rows in (None, 384, 134)
     }
     for metric in ("average", "last"):
         whole, default, few = (np.array([r.metrics[metric] for r in found[rows]]) for rows in found)
         show(
-            f"{metric}: all, 512 and 134 rows",
+            f"{metric}: all, 384 and 134 rows",
             f"{whole.mean():.2f}, {default.mean():.2f}, {few.mean():.2f}",
             "same",
         )
@@ -152,13 +152,13 @@ class World:
 
 
 def test_the_default_budget_among_a_thousand_classes(world: World) -> None:
-    """At the end 4 000 components compete for 512 rows. Same: within what another seed changes."""
-    found = {rows: np.array([world.learn(seed, rows) for seed in SEEDS]) for rows in (None, 512)}
+    """At the end 4 000 components compete for 384 rows. Same: within what another seed changes."""
+    found = {rows: np.array([world.learn(seed, rows) for seed in SEEDS]) for rows in (None, 384)}
     for metric, of in {"average": lambda a: a.mean(axis=1), "last": lambda a: a[:, -1]}.items():
-        whole, sampled = of(found[None]), of(found[512])
+        whole, sampled = of(found[None]), of(found[384])
         noise = float(np.concatenate([whole - whole.mean(), sampled - sampled.mean()]).std(ddof=2))
         show(
-            f"{metric} of 1 000 classes: all rows, 512 rows; standard deviation over {len(SEEDS)} seeds",
+            f"{metric} of 1 000 classes: all rows, 384 rows; standard deviation over {len(SEEDS)} seeds",
             f"{whole.mean():.2f}, {sampled.mean():.2f}; {noise:.2f}",
             "within two standard deviations",
         )

@@ -156,7 +156,7 @@ def test_chunks_change_rounding_only(
     chunked = TaskLearner(task, seen, tower, TAU, SETTINGS, 3)
     loss = whole.step()
     monkeypatch.setattr(objective, "MAX_LOGITS", 30)  # a row is 2 + 3 x (1 + 4) = 17: one at a time
-    monkeypatch.setattr(memory, "MAX_AFFINITIES", 3)
+    monkeypatch.setattr(memory, "CPU_AFFINITIES", 3)
     assert chunked.step() == pytest.approx(loss, rel=1e-6)
     assert_close(gradients_of(chunked), gradients_of(whole), 1e-6)
 

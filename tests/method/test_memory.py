@@ -64,10 +64,10 @@ def test_chunks_change_nothing_and_bound_what_is_held(
 
     original = module._grouped_affinity
     monkeypatch.setattr(module, "_grouped_affinity", spy)
-    monkeypatch.setattr(module, "MAX_AFFINITIES", 2 * 7 * 4)
+    monkeypatch.setattr(module, "CPU_AFFINITIES", 2 * 7 * 4)
     torch.testing.assert_close(memory_logits(z, w, 1.5, mask), whole, rtol=1e-12, atol=1e-12)
     assert held == [56, 56, 28]
-    monkeypatch.setattr(module, "MAX_AFFINITIES", 1)  # less than one class: still a class at a time
+    monkeypatch.setattr(module, "CPU_AFFINITIES", 1)  # less than one class: still a class at a time
     torch.testing.assert_close(memory_logits(z, w, 1.5, mask), whole, rtol=1e-12, atol=1e-12)
     assert max(held) == 56
 
