@@ -34,7 +34,7 @@ class Flags(BaseModel):
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     given = sys.argv[1:] if argv is None else argv
-    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or "")))
+    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or "")), "start it again")
 
 
 def run(flags: Flags) -> int:

@@ -32,7 +32,9 @@ class Flags(BaseModel):
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code, one of `SAME`, `DIFFERS` and `UNVERIFIED`."""
     given = sys.argv[1:] if argv is None else argv
-    return run_job(lambda: run(parse_flags(given, Flags, __doc__ or "").folder, Console()), failed=UNVERIFIED)
+    return run_job(
+        lambda: run(parse_flags(given, Flags, __doc__ or "").folder, Console()), "start it again", UNVERIFIED
+    )
 
 
 def run(folder: str, console: Console) -> int:

@@ -1,6 +1,6 @@
 """Calibrate packs that are learnt: temperatures of their scores, and what tells outliers (calibration.py).
 
-A Ray task per pack, in parallel: a pack's calibration needs its own training images' deterministic features from the
+A Ray task per pack: a pack's calibration needs its own training images' deterministic features from the
 bank, and the packs before it. No image is encoded, and no text tower is needed.
 """
 
@@ -73,6 +73,17 @@ class Calibrator:
 
         return ray.put(self.plan)
 
+    def __enter__(self) -> Calibrator:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Cancel what is still to be made if the block ends with an error: the model may be another process's now."""
+        import ray
+
+        if kind is not None:
+            for reference in self._begun:
+                ray.cancel(reference)
+
     def wait(self, progress: Callable[[int, int], None]) -> None:
         """Wait for all that was begun; `progress` is called with (packs done, packs to do)."""
         import ray
@@ -88,9 +99,9 @@ def calibrate(
     plan: FitPlan, model_uri: str, packs: Sequence[str], progress: Callable[[int, int], None]
 ) -> None:
     """Make the calibration that is missing of a plan's packs, and wait for it; arguments as of `Calibrator`."""
-    calibrator = Calibrator(plan, model_uri)
-    calibrator.begin(packs)
-    calibrator.wait(progress)
+    with Calibrator(plan, model_uri) as calibrator:
+        calibrator.begin(packs)
+        calibrator.wait(progress)
 
 
 def _calibrate_and_write(

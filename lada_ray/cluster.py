@@ -135,10 +135,10 @@ def shortages(resources: Resources) -> list[str]:
 def settle_resources(config: ResourceConfig) -> Resources:
     """Fill in what the configuration leaves open from what the cluster has now.
 
-    With GPUs: an encoder per GPU, training on one. Without: two encoders per node that reserve half of its cores, and
-    training with the same half. Either way encoders reserve at most half of all cores, so that reading and decoding
-    always find free ones: else encoders would wait for images, and images for cores. A cluster that adds its GPUs on
-    demand has none at the start: state `gpus_per_encoder` there.
+    With GPUs: an encoder per GPU, training on one. Without: two encoders per node (one on a single core) that reserve
+    half of its cores, and training with the same half. Either way encoders reserve at most half of all cores, so that
+    reading and decoding always find free ones: else encoders would wait for images, and images for cores. A cluster
+    that adds its GPUs on demand has none at the start: state `gpus_per_encoder` there.
     """
     import ray
 
@@ -148,14 +148,17 @@ def settle_resources(config: ResourceConfig) -> Resources:
     per_encoder = config.gpus_per_encoder if config.gpus_per_encoder is not None else float(gpus > 0)
     on_gpu = per_encoder > 0
     half = 1.0 if on_gpu else float(cores // 2 or 0.5)
-    pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes)) * ENCODERS_PER_NODE
+    per_node = ENCODERS_PER_NODE if cores > 1 and not on_gpu else 1
+    pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes)) * per_node
     encoders = config.encoders or pool
+    most = half if config.encoders else half / per_node
+    most = int(most) or most
     share = sum(n["CPU"] for n in nodes) / 2 / encoders if nodes else half
     share = int(share) or share  # Ray takes no fractions above 1
     train_gpus = config.gpus_per_train_worker
     return Resources(
         encoders=encoders,
-        cpus_per_encoder=config.cpus_per_encoder or min(half, share),
+        cpus_per_encoder=config.cpus_per_encoder or min(most, share),
         gpus_per_encoder=per_encoder,
         train_workers=config.train_workers,
         cpus_per_train_worker=config.cpus_per_train_worker or half,

@@ -90,8 +90,8 @@ TRAINED = frozenset({"lada", "joint"})
 """Kinds of learners that train on augmented views; the others solve a task in closed form, on the deterministic one."""
 
 
-LATER: Mapping[str, Any] = {"replay_rows": 384, "pack_precision": "float32"}
-"""Settings of the method that older runs were started without, with their defaults: at these they are not said."""
+LATER: Mapping[str, Any] = {"replay_rows": 512, "pack_precision": "float32"}
+"""Settings of the method that older runs were started without, with what they had then: at that they are not said."""
 
 
 class MethodConfig(BaseModel):
@@ -147,9 +147,7 @@ class MethodConfig(BaseModel):
         """What of it decides what is learnt; of a learner without settings its kind, and its constants."""
         if self.trains:
             said = self.model_dump(mode="json")
-            return {
-                k: v for k, v in said.items() if k not in LATER or v != type(self).model_fields[k].default
-            }
+            return {k: v for k, v in said.items() if k not in LATER or v != LATER[k]}
         return {"kind": self.kind, **FIXED.get(self.kind, {})}
 
 
@@ -159,11 +157,11 @@ class ResourceConfig(BaseModel):
     model_config = STRICT
 
     encoders: int | None = Field(default=None, ge=1)
-    """Encoder actors (null: one per GPU, or what the CPUs allow)."""
+    """Encoder actors (null: one per GPU, else two per node)."""
     gpus_per_encoder: float | None = Field(default=None, ge=0)
     """GPUs of each encoder actor (null: 1 where there are GPUs)."""
     cpus_per_encoder: float | None = Field(default=None, gt=0)
-    """CPUs of each encoder actor."""
+    """CPUs that each encoder actor reserves; it takes twice as many where readers leave them idle."""
     train_workers: int = Field(default=1, ge=0)
     """Ray Train workers that fit a task together (0: in the process itself, for tests)."""
     gpus_per_train_worker: float | None = Field(default=None, ge=0)

@@ -220,7 +220,10 @@ def candidates(evaluation: Evaluation, head: Head) -> tuple[list[Label], Floats]
 
 
 def predict_examples(
-    evaluation: Evaluation, digests: Sequence[str], features: list[Floats], per_domain: int
+    evaluation: Evaluation,
+    digests: Sequence[str],
+    features: list[Floats],
+    per_domain: int = EXAMPLES_PER_DOMAIN,
 ) -> list[dict[str, Any]]:
     """A few test images of each domain with what the model and zero-shot CLIP take them for; in a Ray task.
 
@@ -256,15 +259,34 @@ def _labelled(evaluation: Evaluation, digests: Sequence[str], features: list[Flo
     return [[labels[i] for i in predicted] for _, predicted, _ in _predictions(evaluation, packs, features)]
 
 
-_loaded = False
+_used = False
 """Whether this process, a Ray worker, has tested before."""
 
 
-def _clocked(function: Callable[..., Any], *arguments: Any) -> tuple[float | None, Any]:
-    """When the function began, if its worker had to load what it needs; and what it returned."""
-    global _loaded
-    began, _loaded = (None if _loaded else time.time()), True
-    return began, function(*arguments)
+@dataclass(frozen=True)
+class _Loaded:
+    """Test features, and the seconds that reading them took."""
+
+    features: list[Floats]
+    seconds: float
+
+
+def _load(evaluation: Evaluation) -> _Loaded:
+    started = time.perf_counter()
+    return _Loaded(load_tests(evaluation), time.perf_counter() - started)
+
+
+def _clocked(loaded: _Loaded, function: Callable[..., Any], *arguments: Any) -> tuple[float | None, Any]:
+    """When the worker was there, reading not counted, if it had to start or to import first; and the function's result.
+
+    Args:
+        loaded: goes to the function as `features`.
+        function: of this module.
+        arguments: the others.
+    """
+    global _used
+    began, _used = (None if _used else time.time() - loaded.seconds), True
+    return began, function(*arguments, features=loaded.features)
 
 
 class Evaluator:
@@ -283,7 +305,7 @@ class Evaluator:
     @cached_property
     def _features(self) -> Any:
         """Test features in the object store of the cluster: loaded by a task, once; the driver holds a reference."""
-        return self._start(load_tests, self.evaluation)
+        return self._start(_load, self.evaluation)
 
     def _start(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result, or a reference to what a Ray task makes of it."""
@@ -296,7 +318,7 @@ class Evaluator:
     def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         asked = time.time()
         with self.console.stage("evaluate"):
-            done = self._start(_clocked, function, *arguments)
+            done = self._start(_clocked, self._features, function, *arguments)
             began, found = done if self.here else result(done)
         if began is not None:
             self.console.move(began - asked, "evaluate", START_WORKERS)
@@ -308,10 +330,10 @@ class Evaluator:
         found = self.store.read_version(key)
         if found is not None:
             return Row(**json.loads(found[0]))
-        row = self._compute(evaluate_row, self.evaluation, packs, learnt, self._features)
+        row = self._compute(evaluate_row, self.evaluation, packs, learnt)
         self.store.write(key, json.dumps(asdict(row), indent=1, ensure_ascii=False).encode())
         return row
 
     def examples(self, packs: Sequence[str]) -> list[dict[str, Any]]:
         """A few test images of each domain and what they are taken for."""
-        return self._compute(predict_examples, self.evaluation, packs, self._features, EXAMPLES_PER_DOMAIN)
+        return self._compute(predict_examples, self.evaluation, packs)

@@ -134,7 +134,7 @@ def check_input(config: StreamConfig, console: Console) -> tuple[tuple[Domain, .
     spec: EncoderSpec | None = None
     problems: list[str] = []
     with console.stage("imports"):
-        import open_clip  # noqa: F401  which settling what the encoder is needs: seconds
+        import open_clip  # noqa: F401 (it takes seconds, and settling what the encoder is needs it)
     with console.stage("list domains"):
         try:
             domains = load_domains(config.domains, config.storage)

@@ -24,7 +24,7 @@ from lada_ray.features.fill import Choice, Images
 from lada_ray.fit.classes import fit_classes
 from lada_ray.importance import importances
 from lada_ray.pack import code_versions
-from lada_ray.prepare import Stream, check_input, encode, plan_tasks, prepare
+from lada_ray.prepare import FIT_CLASSES, Stream, check_input, encode, plan_tasks, prepare
 from lada_ray.results import StreamResult, show
 from lada_ray.run import Run, differences
 from lada_ray.space import Space
@@ -307,7 +307,7 @@ def _fit_classes(search: Search, asked: Sequence[Mapping[str, Any]], console: Co
     components = list(dict.fromkeys(method.mixture_components for method in methods))
     plans = [task for images in search.folds for task in plan_tasks(search.stream, images)]
     parts = [part.images for task in plans for part in task.parts]
-    with console.stage("k-means and mixtures"):
+    with console.stage(FIT_CLASSES):
         # The shorter list goes on with its last number, which is known by then.
         for i in range(max(len(vectors), len(components))):
             fit_classes(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from lada_ray.calibrate import calibrate, calibrate_pack, only
+from lada_ray.calibrate import Calibrator, calibrate, calibrate_pack, only
 from lada_ray.calibration import calibration_key
 from lada_ray.fit.learners import learn_remaining
 from lada_ray.fit.plan import FitPlan
@@ -54,6 +54,39 @@ def test_files_are_made_once_and_are_always_the_same(
     assert model.head.temperatures == model.calibration.temperatures != (1.0, 1.0)
     model.save(tmp_path / "saved")
     assert LadaModel.load(tmp_path / "saved").calibration.digest == model.calibration.digest
+
+
+def test_packs_are_calibrated_as_they_come(
+    learnt: tuple[FitPlan, str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    plan, uri, packs = learnt
+    shutil.copytree(uri, tmp_path / "model")
+    told: list[tuple[int, int]] = []
+    with Calibrator(plan, str(tmp_path / "model")) as calibrator:
+        for count in (0, 1, 1, 2):  # nothing is begun twice
+            calibrator.begin(packs[:count])
+        calibrator.wait(lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+    store = open_store(tmp_path / "model")
+    for task, digest in zip(plan.tasks, packs, strict=True):
+        assert (
+            store.read(calibration_key(digest))
+            == calibrate_pack(plan, task, str(tmp_path / "model"), packs).to_bytes()
+        )
+
+
+def test_an_error_beside_it_ends_it(
+    learnt: tuple[FitPlan, str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    cancelled: list[object] = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    calibrator = Calibrator(*learnt[:2])
+    calibrator._begun = ["one", "two"]
+    with pytest.raises(KeyboardInterrupt), calibrator:
+        raise KeyboardInterrupt
+    assert cancelled == ["one", "two"]
 
 
 def test_a_pack_knows_its_own_images(learnt: tuple[FitPlan, str, tuple[str, ...]]) -> None:

@@ -30,12 +30,13 @@ def settle(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[float, float]], **
         # encoders, cores and GPUs of each; workers, cores and GPUs of each
         ([(2, 0)], Resources(2, 0.5, 0, 1, 1, 0)),
         ([(8, 0)], Resources(2, 2, 0, 1, 4, 0)),
-        ([(1, 0)], Resources(2, 0.25, 0, 1, 0.5, 0)),
+        ([(1, 0)], Resources(1, 0.5, 0, 1, 0.5, 0)),
         ([(0, 0), (8, 0), (4, 0)], Resources(4, 1, 0, 1, 2, 0)),
+        ([(16, 0), (4, 0)], Resources(4, 1, 0, 1, 2, 0)),
         ([(16, 1)], Resources(1, 1, 1, 1, 1, 1)),
         ([(2, 0), (32, 8), (32, 8)], Resources(16, 1, 1, 1, 1, 1)),
         ([(8, 8)], Resources(8, 0.5, 1, 1, 1, 1)),
-        ([], Resources(2, 0.5, 0, 1, 0.5, 0)),
+        ([], Resources(1, 0.5, 0, 1, 0.5, 0)),
     ],
 )
 def test_what_is_left_open_follows_the_cluster(

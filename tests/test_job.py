@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
@@ -13,7 +14,7 @@ from lada_ray.job import run_job
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch):
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("lada_ray.job.quiet_libraries", lambda: None)
     before = signal.getsignal(signal.SIGTERM)
     yield

@@ -250,11 +250,11 @@ def test_differences_names_nested_keys() -> None:
     assert differences(old, new) == ["a.c: 2 in the run, 5 now", "d: 3 in the run, None now"]
 
 
-def test_a_setting_that_is_not_said_has_its_default() -> None:
+def test_a_setting_that_is_not_said_is_what_it_was_before() -> None:
     old = {"method": {"kind": "lada", "beta": 1.0}}
     later = {"method": {**old["method"], "replay_rows": None}}
-    assert differences(old, later) == ["method.replay_rows: 384 in the run, None now"]
-    assert differences(later, old) == ["method.replay_rows: None in the run, 384 now"]
+    assert differences(old, later) == ["method.replay_rows: 512 in the run, None now"]
+    assert differences(later, old) == ["method.replay_rows: None in the run, 512 now"]
 
 
 def test_of_another_kind_the_kind_alone_differs() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def why_not_tunable(model: nn.Module) -> str | None:
-    """Why this open_clip model's text tower cannot be tuned or trimmed; None when it can."""
+    """Why this open_clip model's text tower cannot be tuned; None when it can."""
     text: Any = getattr(model, "text", model)
     if not hasattr(getattr(text, "transformer", None), "resblocks"):
         return f"the text tower is a {type(text).__name__}, not open_clip's own transformer"

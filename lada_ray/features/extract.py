@@ -30,9 +30,11 @@ from lada_ray.views import BadImage, Pixels, Preprocess, decode, render
 if TYPE_CHECKING:
     import pandas as pd
 
-# A reader waits for storage much of the time. (Where that equals an encoder's cores, on two cores without a GPU, Ray
-# Data has each of the two encoders read its own images: one reads while the other one encodes.)
+# A reader waits for storage much of the time.
 READ_CPUS = 0.5
+# Equal to an encoder's cores it would be fused into the actor by Ray Data: reading would no longer overlap encoding,
+# and an actor's call would be of as many images as it is to be of views.
+FEWER_READ_CPUS = 0.4
 # Images per read task: their pixels under all views travel together (256 views of 224 x 224 are 39 MB).
 READ_IMAGES = 32
 # Views per encoder call, and so per part of the bank; merged into larger parts at the end.
@@ -187,7 +189,7 @@ class EncoderActor:
         import torch
 
         # Ray sets OMP_NUM_THREADS, torch would take all cores: neither is what was asked for.
-        torch.set_num_threads(max(1, threads))
+        torch.set_num_threads(max(1, min(threads, os.cpu_count() or threads)))
         self.refused: LadaError | None = None
         try:
             self.encoder = load_encoder(spec, device)
@@ -407,7 +409,7 @@ def stream_rows(
     rows = (
         ray.data.from_pandas(table)
         .repartition(blocks)
-        .map_batches(read, batch_size=None, num_cpus=READ_CPUS)
+        .map_batches(read, batch_size=None, num_cpus=FEWER_READ_CPUS if pool.cpus == READ_CPUS else READ_CPUS)
         .map_batches(
             actor,
             fn_constructor_args=(*arguments, threads, device_for(pool.gpus)),

@@ -88,12 +88,20 @@ class ClassFits:
     seconds: dict[str, float]
     """Busy seconds of "k-means" and "mixtures", over all tasks."""
     start_s: float
-    """Wall seconds until the first fit began: workers start, and load the features."""
+    """Wall seconds until the first worker was there."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Raw features of every class, each [n_j, d], and when their worker was there and began to read them."""
+
+    features: list[npt.NDArray[np.float32]]
+    began: float
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a Ray task fitted, in how many seconds, and when it began."""
+    """What a Ray task fitted, in how many seconds, and when its features began to be read."""
 
     fits: list[Any]
     seconds: float
@@ -174,7 +182,7 @@ def _missing(
 
 
 def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> tuple[dict[str, float], float]:
-    """Busy seconds by stage, and when the first fit began."""
+    """Busy seconds by stage, and when the first worker was there."""
     import ray
 
     seconds: dict[str, float] = {}
@@ -190,24 +198,23 @@ def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> t
     return seconds, first
 
 
-def _features(bank: FeatureBank, images: ClassImages) -> list[npt.NDArray[np.float32]]:
-    """Raw deterministic features of every class, each [n_j, d]."""
+def _features(bank: FeatureBank, images: ClassImages) -> Loaded:
+    """Raw deterministic features of every class."""
+    began = time.time()
     flat = bank.fetch([sha for group in images.classes for sha in group], [TEST_VIEW])[:, 0]
-    return np.split(flat, np.cumsum([len(group) for group in images.classes])[:-1])
+    return Loaded(np.split(flat, np.cumsum([len(group) for group in images.classes])[:-1]), began)
 
 
-def _fit_chunk(
-    features: list[npt.NDArray[np.float32]], kind: Kind, number: int, start: int, stop: int
-) -> Chunk:
+def _fit_chunk(loaded: Loaded, kind: Kind, number: int, start: int, stop: int) -> Chunk:
     """Fit the classes from `start` to before `stop`."""
-    began, started = time.time(), time.perf_counter()
-    part = features[start:stop]
+    started = time.perf_counter()
+    part = loaded.features[start:stop]
     if kind == "memory":
         unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in part]
         fits: list[Any] = init_memories(unit, number)
     else:
         fits = fit_mixtures(part, number)
-    return Chunk(fits, time.perf_counter() - started, began)
+    return Chunk(fits, time.perf_counter() - started, loaded.began)
 
 
 def _gather(store: Store, kind: Kind, key: str, *chunks: Chunk) -> tuple[str, float, float]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Prompts of one tree: attention is over all of a tree's tokens, of which most are other prompts' and masked.
-GROUP = 32
+# At most so many prompts and tokens in a tree (a single prompt may have more): attention is over all of a tree's
+# tokens, of which most are other prompts' and masked.
+GROUP, TOKENS = 32, 256
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class PromptTrees:
 
     In a causal tower, the state at a token depends on the tokens up to it alone. Prompts that begin alike ("a photo
     of a ...") share these states, and what stands behind the end of a text is needed by nobody: the features are
-    those of whole prompts up to rounding, for a third of the work or less.
+    those of whole prompts up to rounding, for half of the work where class names are short.
     """
 
     tokens: Tensor
@@ -39,7 +40,7 @@ class PromptTrees:
             ends: position of each prompt's end-of-text token, [n].
         """
         texts = [row[: end + 1] for row, end in zip(tokens.tolist(), ends.tolist(), strict=True)]
-        trees = [_Tree(texts[start : start + GROUP]) for start in range(0, len(texts), GROUP)]
+        trees = _plant(texts)
         size = max(len(tree.tokens) for tree in trees)
         # What fills a smaller tree sees itself alone: a softmax over nothing would be NaN.
         mask = torch.full((len(trees), size, size), -torch.inf)
@@ -55,16 +56,27 @@ class PromptTrees:
         return cls(ids.to(device), positions.to(device), mask.to(device), torch.tensor(last, device=device))
 
 
+def _plant(texts: Sequence[Sequence[int]]) -> list[_Tree]:
+    """Trees of these prompts, in order."""
+    trees = [_Tree()]
+    for text in texts:
+        if trees[-1].ends and (len(trees[-1].ends) == GROUP or len(trees[-1].tokens) + len(text) > TOKENS):
+            trees.append(_Tree())
+        trees[-1].ends.append(trees[-1].add(text))
+    return trees
+
+
 class _Tree:
     """Prompts' tokens, those that several begin with once; a token comes after those that it sees."""
 
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+    def __init__(self) -> None:
         self.tokens: list[int] = []
         self.sees: list[list[int]] = []
+        self.ends: list[int] = []
         self._nodes: dict[tuple[int, int], int] = {}
-        self.ends = [self._add(text) for text in texts]
 
-    def _add(self, text: Sequence[int]) -> int:
+    def add(self, text: Sequence[int]) -> int:
+        """Add a prompt; returns where its end of text is."""
         node, seen = -1, list[int]()
         for token in text:
             step = (node, token)

@@ -86,7 +86,7 @@ def test_the_budget_of_replayed_rows_costs_no_accuracy(streams: Streams, six_dom
 
 # ---------------------------------------------------------------- replay among a thousand classes
 
-TASKS, CLASSES, IMAGES, VIEWS, SEEDS = 10, 100, 16, 4, (0, 1, 2, 3)
+TASKS, CLASSES, IMAGES, TESTS, VIEWS, SEEDS = 10, 100, 16, 4, 4, (0, 1, 2, 3)
 TAU = 100.0  # CLIP's
 
 
@@ -104,7 +104,7 @@ class World:
     text: np.ndarray
     """[1000, d]"""
     images: np.ndarray
-    """Unit length, roughly; the last of each class's views is for testing, [1000, IMAGES, VIEWS + 1, d]."""
+    """The last TESTS of each class are for testing, [1000, IMAGES + TESTS, VIEWS, d]."""
 
     @classmethod
     def draw(cls) -> World:
@@ -116,8 +116,8 @@ class World:
         rng = np.random.default_rng(0)
         noise = lambda *shape: rng.standard_normal((*shape, unit.shape[1]), np.float32) / unit.shape[1] ** 0.5  # noqa: E731
         centres = unit + 0.6 * noise(len(unit))
-        images = centres[:, None, None] + 1.3 * noise(len(unit), IMAGES, 1)
-        images = images + 0.6 * noise(len(unit), IMAGES, VIEWS + 1)
+        images = centres[:, None, None] + 1.3 * noise(len(unit), IMAGES + TESTS, 1)
+        images = images + 0.6 * noise(len(unit), IMAGES + TESTS, VIEWS)
         return cls(CausalTextTower(encoder.model), encoder.tokenize(prompts), text, images)
 
     def learn(self, seed: int, rows: int | None) -> list[float]:
@@ -126,8 +126,8 @@ class World:
         seen, found = Seen.nothing(self.text.shape[1]), []
         for position in range(TASKS):
             which = slice(position * CLASSES, (position + 1) * CLASSES)
-            views = self.images[which, :, :VIEWS].reshape(CLASSES * IMAGES, VIEWS, -1)
-            plain = list(self.images[which, :, 0])
+            views = self.images[which, :IMAGES].reshape(CLASSES * IMAGES, VIEWS, -1)
+            plain = list(self.images[which, :IMAGES, 0])
             unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in plain]
             memory, mask = stack_memory(init_memories(unit, settings.memory_per_class))
             labels = np.repeat(np.arange(CLASSES), IMAGES)
@@ -141,13 +141,13 @@ class World:
         return found
 
     def accuracy(self, seen: Seen, settings: LadaSettings) -> float:
-        tests = torch.from_numpy(self.images[: len(seen.text), :, -1]).flatten(0, 1)
+        tests = torch.from_numpy(self.images[: len(seen.text), IMAGES:, 0]).flatten(0, 1)
         text = F.normalize(torch.from_numpy(seen.text), dim=-1)
         head = Classifier(text, torch.from_numpy(seen.memory), torch.from_numpy(seen.mask))
         with torch.no_grad():
             parts = F.normalize(tests, dim=-1).split(512)
             logits = [class_logits(z, head, TAU, settings.alpha, settings.beta) for z in parts]
-        labels = torch.arange(len(seen.text)).repeat_interleave(IMAGES)
+        labels = torch.arange(len(seen.text)).repeat_interleave(TESTS)
         return 100 * float((torch.cat(logits).argmax(1) == labels).double().mean())
 
 

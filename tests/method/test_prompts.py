@@ -62,3 +62,14 @@ def test_a_prompt_does_not_depend_on_its_neighbours(build_clip: Callable[..., nn
     tower = CausalTextTower(build_clip())
     alone = tower(tower.trees(ALIKE[:1]))
     torch.testing.assert_close(tower(tower.trees(ALIKE))[:1], alone, rtol=0, atol=1e-6)
+
+
+def test_prompts_that_share_nothing_stay_small() -> None:
+    """Attention is over a tree: one of all tokens of a thousand long prompts would not fit."""
+    rows = torch.arange(1000)[:, None] * 100 + torch.arange(40)
+    trees = PromptTrees.of(rows, torch.full((1000,), 39))
+    assert trees.tokens.shape[1] <= 256
+    assert trees.tokens.numel() < 1.1 * rows.numel()
+    assert len(trees.ends) == 1000
+    one = PromptTrees.of(torch.arange(300)[None], torch.tensor([299]))  # longer than a tree should be
+    assert one.tokens.shape == (1, 300)
