@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # A reader waits for storage much of the time.
 READ_CPUS = 0.5
-# Equal to an encoder's cores it would be fused into the actor by Ray Data: reading would no longer overlap encoding,
-# and an actor's call would be of as many images as it is to be of views.
+# Where that equals an encoder's cores, Ray Data fuses the reader into the actor: a call is then of as many images as it
+# is to be of rows, which is too many where an image has several views.
 FEWER_READ_CPUS = 0.4
 # Images per read task: their pixels under all views travel together (256 views of 224 x 224 are 39 MB).
 READ_IMAGES = 32
@@ -374,7 +374,8 @@ def _pipeline(
         [(g.uri, g.sha256, " ".join(g.views)) for g in ordered], columns=["uri", "sha256", "views"]
     )
     read = RenderViews(spec.preprocess).__call__
-    yield from stream_rows(table, read, EncodeViews, (spec, bank, run), pool, READ_IMAGES, ENCODE_VIEWS)
+    arguments = (spec, bank, run)
+    yield from stream_rows(table, read, EncodeViews, arguments, pool, READ_IMAGES, ENCODE_VIEWS, apart=True)
 
 
 def stream_rows(
@@ -385,6 +386,7 @@ def stream_rows(
     pool: Pool,
     read_images: int,
     encode_rows: int,
+    apart: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Stream the images of a table through CPU tasks to a pool of encoder actors.
 
@@ -396,6 +398,8 @@ def stream_rows(
         pool: resources of the actors, and their number; no more are started than there are read tasks.
         read_images: images per read task.
         encode_rows: rows of pixels that an actor gets at once.
+        apart: never read in the actors themselves, as is done where both reserve as many cores (on two cores without a
+            GPU, which is faster): for a reader that makes several rows of an image.
 
     Yields:
         What the actors make of each batch, in the order in which they are done; `raise_stated` tells errors.
@@ -403,13 +407,14 @@ def stream_rows(
     import ray
 
     quiet_ray_data()
+    read_cpus = FEWER_READ_CPUS if apart and pool.cpus == READ_CPUS else READ_CPUS
     blocks = max(1, -(-len(table) // read_images))
     # Half of the cores are reserved for reading, which seldom needs them all: an encoder takes what is left of them.
     threads = max(1, int(2 * pool.cpus) if pool.gpus == 0 else (os.cpu_count() or 2) // 2)
     rows = (
         ray.data.from_pandas(table)
         .repartition(blocks)
-        .map_batches(read, batch_size=None, num_cpus=FEWER_READ_CPUS if pool.cpus == READ_CPUS else READ_CPUS)
+        .map_batches(read, batch_size=None, num_cpus=read_cpus)
         .map_batches(
             actor,
             fn_constructor_args=(*arguments, threads, device_for(pool.gpus)),
