@@ -116,8 +116,7 @@ def run_pipeline(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder, folde
     info = encoder.info()
     bank = FeatureBank(open_store(folder), info.feature_key, info.width)
     marks: list[tuple[float, int]] = []
-    settled = settle_resources(ResourceConfig())
-    pool = Pool(settled.encoders, settled.cpus_per_encoder, settled.gpus_per_encoder)
+    pool = Pool.of(settle_resources(ResourceConfig()))
     started = time.perf_counter()
     extract(
         gaps,

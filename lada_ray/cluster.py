@@ -152,13 +152,12 @@ def settle_resources(config: ResourceConfig) -> Resources:
     pool = max(1, int(gpus // per_encoder)) if on_gpu else max(1, len(nodes)) * per_node
     encoders = config.encoders or pool
     most = half if config.encoders else half / per_node
-    most = int(most) or most
-    share = sum(n["CPU"] for n in nodes) / 2 / encoders if nodes else half
+    share = min(most, sum(n["CPU"] for n in nodes) / 2 / encoders if nodes else half)
     share = int(share) or share  # Ray takes no fractions above 1
     train_gpus = config.gpus_per_train_worker
     return Resources(
         encoders=encoders,
-        cpus_per_encoder=config.cpus_per_encoder or min(most, share),
+        cpus_per_encoder=config.cpus_per_encoder or share,
         gpus_per_encoder=per_encoder,
         train_workers=config.train_workers,
         cpus_per_train_worker=config.cpus_per_train_worker or half,

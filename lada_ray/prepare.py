@@ -64,8 +64,7 @@ class Stream:
     @property
     def pool(self) -> Pool:
         """The encoder actors."""
-        r = self.resources
-        return Pool(r.encoders, r.cpus_per_encoder, r.gpus_per_encoder)
+        return Pool.of(self.resources)
 
     def prompts(self, domain: Domain) -> Prompts:
         """A prompt per class of a domain."""

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_ray import errors
+from lada_ray.cluster import Resources
 from lada_ray.encoder import EncoderSpec, device_for, load_encoder
 from lada_ray.errors import LadaError
 from lada_ray.features.bank import FeatureBank
@@ -53,6 +54,11 @@ class Pool:
     encoders: int
     cpus: float
     gpus: float
+
+    @classmethod
+    def of(cls, resources: Resources) -> Pool:
+        """The encoders' part of settled resources."""
+        return cls(resources.encoders, resources.cpus_per_encoder, resources.gpus_per_encoder)
 
 
 @dataclass

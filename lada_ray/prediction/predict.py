@@ -176,7 +176,7 @@ def predict_chunks(
         settled = settle_resources(resources or ResourceConfig())
     for line in shortages(replace(settled, train_workers=0)):
         console.warn(line)
-    pool = Pool(settled.encoders, settled.cpus_per_encoder, settled.gpus_per_encoder)
+    pool = Pool.of(settled)
     gathering = Gathering(chunks, asked.model.calibration.outliers)
     with console.stage("predict"):
         try:
