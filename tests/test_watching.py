@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,22 @@ def test_the_count_adds_up() -> None:
     assert count.read() == 5
 
 
-def test_a_dead_watch_costs_nothing(ray_local: None) -> None:
+def _kill(actor: Any) -> None:
+    """Kill an actor and wait until it is dead: `ray.kill` returns before, and calls are answered till then."""
     import ray
 
+    ray.kill(actor)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            ray.get(actor.read.remote(), timeout=5)
+        except ray.exceptions.RayActorError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the actor still answers 30 s after ray.kill")
+
+
+def test_a_dead_watch_costs_nothing(ray_local: None) -> None:
     watcher = Watcher()
     watcher("digits", 1, 2)
     for _ in range(50):
@@ -38,19 +52,17 @@ def test_a_dead_watch_costs_nothing(ray_local: None) -> None:
             break
         time.sleep(0.05)
     assert watcher.read() == ("digits", 1, 2)
-    ray.kill(watcher._actor)
+    _kill(watcher._actor)
     watcher("digits", 2, 2)
     assert watcher.read() is None
 
 
 def test_a_dead_count_costs_nothing(ray_local: None) -> None:
-    import ray
-
     counter = Counter()
     counter()
     counter(2)
     assert counter.read() == 3  # what one caller sent arrives in order
-    ray.kill(counter._actor)
+    _kill(counter._actor)
     counter()
     assert counter.read() == 0
 
