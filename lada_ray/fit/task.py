@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,12 @@ from lada_ray.method.tuner import CausalTextTower
 # Training state is written this often; at most this much work is repeated after a kill.
 CHECKPOINT_EVERY_S = 10.0
 MAX_FAILURES = 3
-# How long Ray Train waits before it looks at its workers again, and so before it sees that they are done.
-LOOK_EVERY_S = "0.25"
+TRAIN_SETTINGS = {
+    # How long Ray Train waits before it looks at its workers again, and so before it sees that they are done.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # An actor that tells workers of nodes about to go: they do not ask, as they leave checkpoints all the time.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
 def _alone(value: Any) -> Any:
@@ -73,14 +78,22 @@ def fit_tasks(plan: FitPlan, ledger: Ledger, resources: TrainResources, storage:
         storage: Ray Train's own folder (a local path, or s3://, gs://).
         name: of this Train run. A name must not be used twice: Ray would take the run for finished.
     """
-    import ray.train
-    from ray.train.torch import TorchTrainer
+    trainer(partial(_train_loop, plan, ledger), resources, storage, name).fit()
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOOK_EVERY_S)
+
+def trainer(loop: Callable[[], None], resources: TrainResources, storage: str, name: str) -> Any:
+    """Ray Train's trainer of `loop`, such that its controller starts without importing torch; the rest as `fit_tasks`.
+
+    On few cores the controller's imports are seconds of a run: what the workers need travels inside the loop, which the
+    controller does not open, and torch's process group is set up only where there is a group.
+    """
+    import ray.train
+
+    for setting, value in TRAIN_SETTINGS.items():
+        os.environ.setdefault(setting, value)
     path, filesystem = train_storage(storage)
-    trainer = TorchTrainer(
-        _train_loop,
-        train_loop_config={"plan": plan, "ledger": ledger},
+    return _trainer_class(resources.workers)(
+        loop,
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
@@ -93,7 +106,13 @@ def fit_tasks(plan: FitPlan, ledger: Ledger, resources: TrainResources, storage:
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    trainer.fit()
+
+
+def _trainer_class(workers: int) -> Any:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return TorchTrainer if workers > 1 else DataParallelTrainer
 
 
 def _per_worker(resources: TrainResources) -> dict[str, float]:
@@ -114,18 +133,17 @@ def train_storage(storage: str) -> tuple[str, Any]:
     )
 
 
-def _train_loop(config: dict[str, Any]) -> None:
+def _train_loop(plan: FitPlan, ledger: Ledger) -> None:
     """Runs in every training worker."""
     import ray.train
     import ray.train.torch
 
-    plan: FitPlan = config["plan"]
     torch.set_num_threads(plan.threads)
     context = ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
     if team.size > 1:
         team = replace(team, all_reduce=torch.distributed.all_reduce, agree=_agree)
-    for _ in learn_tasks(plan, config["ledger"], ray.train.torch.get_device(), team):
+    for _ in learn_tasks(plan, ledger, ray.train.torch.get_device(), team):
         pass
 
 

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -295,3 +296,35 @@ def test_the_manifest_is_written_now_and_then_and_at_the_end(
         extract(gaps, tiny_encoder, bank, Pool(1, 1, 0), "r", lambda a, b: None)
     assert len(written) <= 4
     assert sum(written) == bank.size().views == 20
+
+
+def test_neither_pixels_nor_features_pass_through_the_driver(
+    tmp_path: Path,
+    tiny_encoder: EncoderSpec,
+    bank: FeatureBank,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_local: None,
+) -> None:
+    """What it handles grows by an image's names alone: a view has 3 072 bytes of pixels and 128 of features."""
+    import ray
+    from ray import cloudpickle
+
+    handled = [0]
+    fetch, put = ray.get, ray.put
+
+    def counted(value: Any) -> Any:
+        handled[0] += len(cloudpickle.dumps(value))
+        return value
+
+    monkeypatch.setattr(ray, "get", lambda *a, **k: counted(fetch(*a, **k)))
+    monkeypatch.setattr(ray, "put", lambda value, *a, **k: put(counted(value), *a, **k))
+
+    def volume(images: int, views: tuple[str, ...]) -> int:
+        handled[0] = 0
+        gaps = [gap(draw(tmp_path / f"{images}-{len(views)}-{i}.png", i), views) for i in range(images)]
+        extract(gaps, tiny_encoder, bank, Pool(1, 0.5, 0), "r", lambda done, total: None)
+        return handled[0]
+
+    few, more, wide = volume(32, VIEWS[:1]), volume(256, VIEWS[:1]), volume(256, VIEWS)
+    assert 0 < more - few < 224 * 400
+    assert 0 < wide - more < 2 * 256 * 40

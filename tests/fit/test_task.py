@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,14 @@ from lada_ray.fit.task import (
     TrainResources,
     _read_init,
     _read_mixtures,
+    _train_loop,
     _views,
     checkpoint_key,
     extend,
     fit_tasks,
     learn_tasks,
     pack_tensors,
+    trainer,
 )
 from lada_ray.head import Prediction, make_head
 from lada_ray.method.learner import Learnt, Seen
@@ -398,6 +401,18 @@ def learn_with(world: TinyWorld, workers: int, storage: str) -> tuple[str, tuple
         resources = TrainResources(workers, cpus=0.5, gpus=0)
         fit_tasks(world.plan(config), ledger, resources, storage or join(run.store.uri, "train"), "epoch-1")
         return run.model_store.uri, run.packs
+
+
+def test_the_controller_gets_nothing_that_imports_torch(tiny_world: TinyWorld, ray_local: None) -> None:
+    from ray import cloudpickle
+
+    one, two = (
+        trainer(partial(_train_loop, tiny_world.plan(), None), TrainResources(n, 0.5, 0), "/none", "r")
+        for n in (1, 2)
+    )
+    sent = [cloudpickle.dumps((t.train_run_context, t._create_default_callbacks())) for t in (one, two)]
+    assert [b"torch" in data for data in sent] == [False, True]
+    assert not any(b"lada_ray" in data for data in sent)
 
 
 def test_ray_train_gives_the_same_packs_with_any_number_of_workers(tiny_world: TinyWorld, s3: str) -> None:
