@@ -8,7 +8,8 @@ python jobs/model.py export   FOLDER --model lada [--version 3]
 python jobs/model.py verify   --model lada
 
 Exit code 0: done; 1: the gate refused it, or the input cannot be used, or (verify) numbers differ; 2: (verify) it
-cannot be verified; 75: another process is changing the model, try again later. COMMAND --help lists its options.
+cannot be verified; 75: try again later: another process is changing the model, or (forget) not everything is deleted
+yet. COMMAND --help lists its options.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lada_ray.job import run_job
 from lada_ray.production import Settings
 
 SAME, DIFFERS, UNVERIFIED = 0, 1, 2
+AGAIN = 75
 
 
 class Log(Settings):
@@ -186,6 +188,7 @@ def forget(flags: Forget, console: Console) -> int:
         console.warn(
             "not everything is deleted yet; the same command, or the next job on this model, goes on"
         )
+        return AGAIN
     return 0
 
 

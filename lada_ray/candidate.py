@@ -111,7 +111,7 @@ def judge_candidate(
     """
     import ray
 
-    learnt = production.champion.state.prompts.keys()
+    learnt = {one.name for one in production.known(production.champion.state)}
     roles: dict[str, Role] = {t.domain: "earlier" if t.domain in learnt else "new" for t in tests}
     roles |= {t.domain: "guard" for t in guards}
     prediction = prediction_of(stream.config, stream.info)

@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, Field
 
+from lada_ray.calibration import calibration_key
 from lada_ray.command_line import NAMED
 from lada_ray.config import ResourceConfig, Storage, StreamConfig, TrackingConfig, find_problems, tracking_uri
 from lada_ray.console import Console
@@ -196,20 +197,28 @@ class Production:
             return
         keys = self.store.read_version(KNOWN_DOMAINS)
         domains = tuple(json.loads(keys[0])) if keys else ()
+        again = f"python jobs/run_stream.py --config {join(self.store.uri, 'config.yaml')}"
         if len(domains) != len(file.packs) or len(domains) < len(self.config.domains) or not domains:
-            again = f"python jobs/run_stream.py --config {join(self.store.uri, 'config.yaml')}"
             told = f"{len(domains)} of {len(self.config.domains)} domains are learnt and recorded"
             raise InputError([f"{told}; finish it: {again}"], f"{self.store.uri} is not a whole model yet")
+        accuracy = self._run_accuracy(len(domains))
+        model_store = self.run.model_store
+        calibrated = all(model_store.exists(calibration_key(digest)) for digest in file.packs)
+        if accuracy is None or not calibrated:
+            told = "its last domain is not " + ("calibrated" if accuracy is not None else "tested")
+            raise InputError(
+                [f"{told} yet; finish it: {again}"], f"{self.store.uri} is not a whole model yet"
+            )
         state = State(file.packs, file.prompts, domains)
-        change = Change("start", "", state, self._run_accuracy())
+        change = Change("start", "", state, accuracy)
         promote(self.run.model_store, self.run.epoch, file.packs, change)
 
-    def _run_accuracy(self) -> dict[str, float]:
-        """The last row of the run's accuracy matrix."""
+    def _run_accuracy(self, domains: int) -> dict[str, float] | None:
+        """The row of the run's accuracy matrix after so many domains; None if it is not there."""
         found = self.store.read_version("accuracy_matrix.csv")
-        if found is None:
-            return {}
-        table = pd.read_csv(io.BytesIO(found[0]), index_col=0)
+        table = pd.read_csv(io.BytesIO(found[0]), index_col=0) if found else pd.DataFrame()
+        if len(table) < domains:
+            return None
         return {str(name): float(value) for name, value in table.iloc[-1].items()}
 
 
@@ -259,16 +268,23 @@ def plan_again(known: Sequence[KnownDomain], identities: Sequence[Json]) -> list
     return tasks
 
 
-def needed_views(storage: str) -> Iterator[tuple[str, str]]:
+def needed_views(storage: str, but: str | None = None) -> Iterator[tuple[str, str]]:
     """(SHA-256, view) of all features that the production models of a storage are judged by and learnt again from.
+
+    Args:
+        storage: where they are.
+        but: name of a model that does not count.
 
     Raises:
         IntegrityError: what a model knows of a domain is damaged.
     """
     root = open_store(storage)
     ends = f"/model/{MODEL}"
-    for key in [entry.key for entry in root.list() if entry.key.endswith(ends)]:
-        run = root.child(key.removesuffix(ends))
+    names = [entry.key.removesuffix(ends) for entry in root.list() if entry.key.endswith(ends)]
+    for name in names:
+        if name == but:
+            continue
+        run = root.child(name)
         for version in restorable(history(read_production(run.child("model"))[0])):
             yield from _needed_by(run, version.state)
 

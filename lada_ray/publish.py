@@ -14,6 +14,7 @@ from typing import Any
 from lada_ray.calibration import read_calibration
 from lada_ray.cluster import join_cluster, result
 from lada_ray.config import StreamConfig, hide_password, tracking_uri
+from lada_ray.errors import InputError
 from lada_ray.model import LadaModel, ModelFile, cached_pack
 from lada_ray.production import Production
 from lada_ray.store import Store, open_store
@@ -43,6 +44,13 @@ def refuse(store: Store, champion: Version, subject: str, state: State, reason: 
     store.write(CHALLENGER, json.dumps(said, indent=1, ensure_ascii=False).encode())
 
 
+def accept(store: Store, subject: str) -> None:
+    """Forget that a domain was refused, now that it is learnt after all."""
+    found = store.read_version(CHALLENGER)
+    if found is not None and json.loads(found[0])["subject"] == subject:
+        store.delete(CHALLENGER)
+
+
 def is_published(store: Store, file: ModelFile, config: StreamConfig) -> bool:
     """Whether the registry that the configuration names showed all of this when it was last asked."""
     return _is_shown(store, _shown(store, file, config))
@@ -67,6 +75,25 @@ def _shown(store: Store, file: ModelFile, config: StreamConfig) -> dict[str, Any
 def registered_name(config: StreamConfig) -> str:
     """The model's name in MLflow's registry."""
     return config.tracking.registered_model or config.name
+
+
+def check_registry(production: Production) -> None:
+    """Make sure that the MLflow asked for is the one that shows the model: what it has of a domain is to be deleted.
+
+    Raises:
+        InputError: it is another one.
+        ConfigError: there is none, and the storage is no local one.
+    """
+    found, now = production.store.read_version(SHOWN), hide_password(production.mlflow)
+    before = json.loads(found[0])["registry"] if found else now
+    if before != now:
+        raise InputError(
+            [
+                f"the history is shown in {before}, and MLflow is {now} here: what {before} has of it would stay; set "
+                f"MLFLOW_TRACKING_URI (or --tracking.uri) to it. If it has moved, run jobs/retrain.py once before"
+            ],
+            "Nothing is forgotten",
+        )
 
 
 def publish(production: Production) -> bool:

@@ -27,9 +27,9 @@ from lada_ray.forget import finish_forgetting, is_forgetting
 from lada_ray.gate import Limits, print_gate
 from lada_ray.inbox import (
     ADVICE,
-    READY,
     Arrival,
     Entry,
+    check_there,
     clear_rejection,
     images_by_class,
     recognise,
@@ -41,8 +41,8 @@ from lada_ray.known import KnownDomain
 from lada_ray.model import read_model_file
 from lada_ray.prepare import Stream, choose, encode, pack_identities, plan_tests
 from lada_ray.production import Production, Settings, identities_of, plan_again
-from lada_ray.publish import is_published, publish, refuse
-from lada_ray.store import Store, open_store
+from lada_ray.publish import accept, is_published, publish, refuse
+from lada_ray.store import Store
 from lada_ray.versions import Change, State, Version, history, read_production
 
 Status = Literal["learnt", "refused", "rejected", "known", "failed"]
@@ -79,6 +79,8 @@ class Retrained:
     """Names of entries without _READY."""
     waiting: tuple[str, ...] = ()
     """Names of entries that were rejected or refused before, and have not changed."""
+    unreadable: tuple[str, ...] = ()
+    """One line for each entry that cannot be listed."""
     version: int = 0
     """The champion's number."""
     published: bool = True
@@ -86,8 +88,8 @@ class Retrained:
 
     @property
     def good(self) -> bool:
-        """Whether no entry was refused or rejected, or failed."""
-        return all(ending.status in ("learnt", "known") for ending in self.endings)
+        """Whether no entry was refused or rejected, or failed, and all could be listed."""
+        return not self.unreadable and all(ending.status in ("learnt", "known") for ending in self.endings)
 
 
 def retrain(
@@ -115,7 +117,7 @@ def retrain(
     """
     console = console or Console()
     found, file = scan(inbox), read_production(settings.store.child("model"))[0]
-    done = Retrained([], found.incomplete, found.rejected, len(file.history))
+    done = Retrained([], found.incomplete, found.rejected, found.unreadable, len(file.history))
     for line in found.unreadable:
         console.warn(line)
     new = [entry for entry in found.entries if not _ended(settings.store, history(file), entry)]
@@ -143,11 +145,16 @@ def _ended(store: Store, versions: Sequence[Version], entry: Entry) -> bool:
 
     Whoever deletes `_REJECTED.json` asks for another look; where it could not be written, the ending stands for it.
     """
-    if any(version.details.get("fingerprint") == entry.fingerprint for version in versions):
-        return True
     found = store.read_version(_ending_key(entry))
+    if _learnt_as(versions, entry) is not None:
+        return found is not None and json.loads(found[0])["status"] in ("learnt", "known")
     ending = json.loads(found[0]) if found else {"status": "failed"}
     return ending["status"] in ("learnt", "known") or not ending.get("told", True)
+
+
+def _learnt_as(versions: Sequence[Version], entry: Entry) -> Version | None:
+    """The version with which an entry, as it is now, was learnt."""
+    return next((one for one in versions if one.details.get("fingerprint") == entry.fingerprint), None)
 
 
 def _ending_key(entry: Entry) -> str:
@@ -182,7 +189,8 @@ class Learning:
         console = self.production.console
         console.say(f"{entry.name} ({entry.uri})")
         try:
-            ending = self._learn(entry)
+            # A kill after the promotion leaves what is told of it to the next start.
+            ending = self._learnt_before(entry) or self._learn(entry)
         except _Rejected as error:
             ending = _ending(entry, entry.name, "rejected", error.problems)
         except (LostLease, LeaseHeld, Conflict):
@@ -191,6 +199,13 @@ class Learning:
             console.say(f"  failed: {error}")
             return _ending(entry, entry.name, "failed", [str(error), "the next start tries again"])
         return self._keep(entry, ending)
+
+    def _learnt_before(self, entry: Entry) -> Ending | None:
+        version = _learnt_as(self.production.versions, entry)
+        if version is None:
+            return None
+        said = (f"version {version.number}",)
+        return _ending(entry, version.subject, "learnt", said, version.number, version.details.get("gate"))
 
     def _keep(self, entry: Entry, ending: Ending) -> Ending:
         """Write an ending down, and beside the entry what its owner has to know."""
@@ -203,6 +218,7 @@ class Learning:
             ending = replace(ending, told=where is not None)
         else:
             clear_rejection(entry)
+            accept(production.store, ending.domain)
         said = json.dumps(asdict(ending), indent=1, ensure_ascii=False)
         production.store.write(_ending_key(entry), said.encode())
         return ending
@@ -332,7 +348,7 @@ def _as_rejection(entry: Entry) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        open_store(entry.uri).stat(READY)
+        check_there(entry)
         raise _Rejected(error.problems, error.heading) from error
 
 

@@ -356,7 +356,7 @@ class RunLedger:
         # After the pack it was learnt on: if a worker thought dead has committed this very task, that shows here.
         pack = TaskPack.build(identity, parent, fitted.tensors)
         self._run.write(f"tasks/{pack.digest}.json", _json(_record(task, fitted, pack)))
-        commit(self._model, pack, _prompts(identity), self.epoch, self.file)
+        commit(self._model, pack, prompts_of(identity), self.epoch, self.file)
         return pack.digest
 
     def save_checkpoint(self, data: bytes) -> None:
@@ -390,7 +390,7 @@ class RunLedger:
             self.watch(task.name, step, steps)
 
 
-def _prompts(identity: Json) -> dict[str, str]:
+def prompts_of(identity: Mapping[str, Any]) -> dict[str, str]:
     """The prompt template of each domain of a pack."""
     config = identity["config"]
     if "domains" in config:

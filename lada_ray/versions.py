@@ -18,6 +18,7 @@ from lada_ray.errors import Conflict, InputError
 from lada_ray.lease import Owner
 from lada_ray.model import MODEL, ModelFile, check_epoch, read_model_file
 from lada_ray.pack import TaskPack
+from lada_ray.run import prompts_of
 from lada_ray.store import Store
 
 Action = Literal["start", "learn", "rollback", "forget"]
@@ -197,7 +198,10 @@ def open_candidate(
     if begun[: len(packs)] == tuple(packs):
         more = zip(begun[len(packs) :], identities[len(packs) :], strict=False)
         kept += [digest for digest, _ in takewhile(lambda pair: _is_of(store, *pair), more)]
-    candidate = replace(champion, packs=tuple(kept), history=())
+    prompts = dict(champion.prompts)
+    for identity in identities[len(packs) : len(kept)]:
+        prompts |= prompts_of(identity)
+    candidate = replace(champion, packs=tuple(kept), prompts=prompts, history=())
     store.replace(name, candidate.to_bytes(), found[1] if found else None)
 
 

@@ -481,6 +481,12 @@ def test_tables_do_not_lead_elsewhere(inbox: Store) -> None:
     (line,) = refused(entry)
     assert line.startswith(f"pets: images outside {entry.uri}: ")
     assert len(arrival_of(entry, outside=True).domain.train) == 8 + len(outside) + 2
+    # Nor is it told whether there is a file where they lead.
+    inbox.write(
+        "pets/list.csv", table([*rows, (join(inbox.uri, "secret", "none.png"), "cat", "train")]).encode()
+    )
+    (line,) = refused(entry_of(inbox, "pets", None, []))
+    assert line.startswith(f"pets: images outside {entry.uri}: ")
 
 
 def test_names_within_a_kind_do_not_lead_elsewhere(inbox: Store) -> None:
@@ -611,7 +617,7 @@ def test_storage_that_cannot_be_reached_is_not_the_entrys_fault(
         raise LadaError("no connection")
 
     monkeypatch.setattr(KINDS["folder"], "load", gone)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LadaError, match="was taken away while it was looked at"):
         validate(entry, (), "unused")
 
 
@@ -714,6 +720,13 @@ def test_few_shots_that_come_again_with_more_images_are_learnt(local: Store) -> 
     images = images_by_class(arrival.domain, hashes(arrival.domain))
     more = {name: shas | {f"new {name} {i}" for i in range(50)} for name, shas in images.items()}
     assert recognise(arrival, more, [known]).same == "pets"
+    (note,) = recognise(arrival, more, [known]).notes
+    assert note.startswith("pets: its classes have the images that were learnt of the known domain pets")
+    # A class more is something to learn, whatever it came along with.
+    renamed = replace(arrival, domain=replace(arrival.domain, name="pets_2"))
+    assert recognise(renamed, {**more, "horse": frozenset({"a horse"})}, [known]).same is None
+    with pytest.raises(InputError, match="a known domain has this name"):
+        recognise(arrival, {**more, "horse": frozenset({"a horse"})}, [known])
     extending = replace(arrival, card=Card(extends=True))
     assert recognise(extending, more, [known]).same is None
     assert recognise(extending, images, [known]).same == "pets"

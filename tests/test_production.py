@@ -47,6 +47,22 @@ def test_a_run_that_did_not_end_is_refused(storage: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(("lost", "said"), [("calibration", "not calibrated"), ("row", "not tested")])
+def test_a_run_that_was_killed_at_its_end_is_refused(storage: Path, lost: str, said: str) -> None:
+    if lost == "row":
+        matrix = storage / "lada" / "accuracy_matrix.csv"
+        matrix.write_text("".join(matrix.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        next((storage / "lada" / "model" / "calibration").iterdir()).unlink()
+    with (
+        pytest.raises(
+            InputError, match=rf"its last domain is {said} yet; finish it: .*run_stream\.py --config"
+        ),
+        Production.open(settings(storage), QUIET),
+    ):
+        pass
+
+
 def test_learnt_tasks_can_be_planned_from_what_is_known(storage: Path) -> None:
     with Production.open(settings(storage), QUIET) as production:
         state = production.champion.state

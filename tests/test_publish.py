@@ -13,7 +13,7 @@ import lada_ray
 from lada_ray import publish as module
 from lada_ray.console import Console
 from lada_ray.production import Production, Settings
-from lada_ray.publish import SHOWN, is_published, publish, refuse
+from lada_ray.publish import SHOWN, accept, is_published, publish, refuse
 from lada_ray.versions import State
 
 QUIET = Console(quiet=True)
@@ -66,6 +66,21 @@ def test_a_refused_candidate_is_the_challenger(production: Production, two_versi
     assert "refused: toys" in challenger.description
     assert "flags drops by 20 points" in f"{challenger.description} {challenger.tags}"
     assert aliases(two_versions)["champion"] == "2"
+
+
+def test_a_candidate_that_is_promoted_after_all_is_no_challenger(
+    production: Production, two_versions: Path
+) -> None:
+    champion = production.champion
+    refuse(production.store, production.versions[0], "toys", champion.state, "flags drops by 20 points")
+    assert publish(production)
+    assert aliases(two_versions)["challenger"] == "2"
+    accept(production.store, "boats")
+    assert publish(production)
+    assert "challenger" in aliases(two_versions)
+    accept(production.store, "toys")
+    assert publish(production)
+    assert aliases(two_versions) == {"champion": "2", "previous": "1"}
 
 
 def test_an_outage_is_said_and_made_up_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,8 +306,57 @@ def test_a_kill_costs_nothing_and_doubles_nothing(
             run(storage)
     run(storage)
     assert model(storage).packs == undisturbed
+    assert list(model(storage).prompts) == ["fruit", "flags"]
     assert [version.number for version in history(model(storage))] == [1, 2]
     assert run(storage).endings == []
+
+
+def test_what_a_kill_left_untold_is_told_by_the_next_start(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = arrive(storage / "inbox", "flags", 0.1, 1.0)
+    (flags / "train" / "class_0").rename(storage / "aside")
+    assert run(storage).endings[0].status == "rejected"
+    assert (flags / REJECTED).exists()
+    (storage / "aside").rename(flags / "train" / "class_0")
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "clear_rejection", killed)
+        with pytest.raises(Killed):
+            run(storage)
+    assert [version.number for version in history(model(storage))] == [1, 2]
+    monkeypatch.setattr(module.Learning, "_learn", None)  # there is nothing to be learnt
+    (ending,) = run(storage).endings
+    assert (ending.status, ending.version, ending.gate and ending.gate["passed"]) == ("learnt", 2, True)
+    assert not (flags / REJECTED).exists()
+    assert run(storage).endings == []
+
+
+def test_an_entry_that_is_taken_away_meanwhile_costs_the_others_nothing(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [arrive(storage / "inbox", name, 0.1, moment) for moment, name in enumerate(("flags", "toys"))]
+    original = module.validate
+
+    def withdrawn(entry: Any, *arguments: Any) -> Any:
+        if entry.name == "flags":
+            shutil.rmtree(paths[0])
+        return original(entry, *arguments)
+
+    monkeypatch.setattr(module, "validate", withdrawn)
+    done = run(storage)
+    assert [(e.entry, e.status) for e in done.endings] == [("flags", "failed"), ("toys", "learnt")]
+    assert "was taken away while it was looked at" in done.endings[0].said[0]
+
+
+def test_what_cannot_be_listed_is_no_success(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = module.scan(str(storage / "inbox"))
+    monkeypatch.setattr(module, "scan", lambda inbox: replace(found, unreadable=("pets: cannot be read",)))
+    done = run(storage)
+    assert (done.endings, done.good) == ([], False)
 
 
 def test_an_owner_that_was_thought_dead_changes_nothing(storage: Path) -> None:

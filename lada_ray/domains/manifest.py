@@ -54,6 +54,15 @@ class ManifestSpec(DomainSpec):
     test_split: str = "test"
     """Its value for testing."""
 
+    def located(self) -> dict[str, str]:
+        """Where its rows lead, by path, before anything there is looked up.
+
+        Raises:
+            InputError: as `load`.
+        """
+        root = self.root or os.path.dirname(self.file)
+        return {row.path: _located(root, row.path) for row in _rows(self, _read_table(self))}
+
     def load(self, storage: str) -> Domain:
         """Read the table and look its files up; see `DomainSpec.load`."""
         rows = _rows(self, _read_table(self))

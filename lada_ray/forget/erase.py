@@ -17,7 +17,7 @@ from lada_ray.features.index import FileIndex
 from lada_ray.fit.classes import ClassImages, remove_fits
 from lada_ray.forget.subject import Subject, images_of, packs_of, read_records, records_of
 from lada_ray.known import KNOWN_DOMAINS, KnownDomain
-from lada_ray.production import Production
+from lada_ray.production import Production, needed_views
 from lada_ray.publish import CHALLENGER
 from lada_ray.run import SOLVER
 from lada_ray.store import Store, join, open_store
@@ -53,7 +53,18 @@ def erase(production: Production, subject: Subject) -> int:
 
 
 def _erase_features(production: Production, shas: frozenset[str], kept: Sequence[KnownDomain]) -> int:
-    """Rows of every bank of the storage, what was fitted to them, and what is known of the files."""
+    """Rows of every bank of the storage, what was fitted to them, and what is known of the files.
+
+    What another production model is judged by stays, and that is said: it has to forget it as well.
+    """
+    config = production.config
+    others = {sha for sha, _ in needed_views(config.storage, but=config.name)}
+    if shas & others:
+        production.console.warn(
+            f"{len(shas & others)} of its {len(shas)} images stay in the feature bank: other models in production in "
+            f"{config.storage} know them; forget them there, too"
+        )
+    shas -= others
     if not shas:
         return 0
     features = open_store(join(production.config.storage, "features"))

@@ -25,7 +25,7 @@ from lada_ray.known import KnownDomain
 from lada_ray.model import ModelFile
 from lada_ray.prepare import Stream
 from lada_ray.production import Production, Settings
-from lada_ray.publish import publish, registered_name
+from lada_ray.publish import check_registry, publish, registered_name
 from lada_ray.store import Store, join, open_store
 from lada_ray.tracking import withdraw
 from lada_ray.versions import TOMBSTONE, Change, State, Version, history, restorable
@@ -72,14 +72,15 @@ def forget(
         console: shows progress.
 
     Raises:
-        InputError: the model knows no such domain or class, or would know nothing without it.
+        InputError: the model knows no such domain or class, or would know nothing without it; or MLflow is another
+            one than the model's history is shown in.
         LeaseHeld: another live process is changing the model.
         LostLease: another process has taken it over.
     """
     console = console or Console()
     with Production.open(settings, console) as production:
-        # Where MLflow is unknown that is told before anything changes.
-        _ = production.mlflow
+        # Where MLflow is unknown, or another one, that is told before anything changes.
+        check_registry(production)
         finish_forgetting(production)
         records = read_records(production.store)
         if not records_of(subject, records):

@@ -106,12 +106,14 @@ def recognise(arrival: Arrival, images: Mapping[str, Collection[str]], known: Se
         InputError: its name is that of a known domain with other images, and it does not extend it.
     """
     name, content, extends = arrival.domain.name, content_key(images), arrival.card.extends
-    same = next((k.name for k in known if k.images and _is_same(k, content, images, extends)), None)
-    if same is None and extends and _holds(images, [k for k in known if k.name == name]):
-        same = name
-    if same is not None:
-        note = f"{name}: all its images are those of the known domain {same}: there is nothing to learn"
-        return Recognition(content, same, (note,))
+    same = next((k for k in known if k.images and _is_same(k, content, images, extends)), None)
+    if same is not None and not (same.complete or extends):
+        has = f"its classes have the images that were learnt of the known domain {same.name}"
+        return Recognition(content, same.name, (f"{name}: {has}: there is nothing to learn",))
+    if same is not None or (extends and _holds(images, [k for k in known if k.name == name])):
+        other = same.name if same is not None else name
+        note = f"{name}: all its images are those of the known domain {other}: there is nothing to learn"
+        return Recognition(content, other, (note,))
     if not extends and any(k.name == name for k in known):
         raise InputError(
             [*_shared(name, images, known), taken(name)], f"{arrival.entry.uri} cannot be learnt"
@@ -120,14 +122,17 @@ def recognise(arrival: Arrival, images: Mapping[str, Collection[str]], known: Se
 
 
 def _is_same(known: Known, content: str, images: Mapping[str, Collection[str]], extends: bool) -> bool:
-    """Whether a known domain has this content; if few shots of it are known, whether these are all among the images.
+    """Whether a known domain has this content; if few shots of it are known, whether each class has those of one.
 
     Not so for what extends it: its known images may have come along with new ones.
     """
     if known.complete or extends:
         return known.content == content
-    classes = [set(shas) for shas in images.values()]
-    return all(any(set(shas) <= one for one in classes) for shas in known.images.values())
+    arrived = [set(shas) for shas in images.values() if shas]
+    before = [set(shas) for shas in known.images.values() if shas]
+    return all(any(old <= new for new in arrived) for old in before) and all(
+        any(old <= new for old in before) for new in arrived
+    )
 
 
 def _holds(images: Mapping[str, Collection[str]], known: Sequence[Known]) -> bool:

@@ -219,6 +219,22 @@ def _changed(entry: Entry, text: bytes | None) -> bool:
     return True
 
 
+def check_there(entry: Entry, key: str = READY) -> None:
+    """Make sure that what is wrong with an entry is its own fault.
+
+    Args:
+        entry: whose.
+        key: a file that it had.
+
+    Raises:
+        LadaError: it was taken away meanwhile, or its storage cannot be reached.
+    """
+    try:
+        open_store(entry.uri).stat(key)
+    except FileNotFoundError as error:
+        raise LadaError(f"{entry.uri} was taken away while it was looked at") from error
+
+
 def one_line(text: str) -> str:
     """A message that no name from outside can break: line ends, terminal codes and bytes that are no text escaped."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: LINE + 1])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lada_ray.config import is_relative
-from lada_ray.domains import Domain, DomainSpec
+from lada_ray.domains import DomainSpec
 from lada_ray.domains.base import absolute
 from lada_ray.domains.listed import some
 from lada_ray.domains.parts import split_part
@@ -65,12 +65,12 @@ def _normal(uri: str) -> str:
     return f"{scheme.lower()}://{posixpath.normpath(path)}"
 
 
-def images_out(entry: Entry, domain: Domain) -> list[str]:
-    """One line about images that a table names outside the entry's folder."""
-    out = [s.path for s in (*domain.train, *domain.test) if not _inside(s.uri, entry.uri)]
+def images_out(entry: Entry, name: str, uris: Mapping[str, str]) -> list[str]:
+    """One line about images of a domain of this name, given by their paths, that lie outside the entry's folder."""
+    out = [path for path, uri in uris.items() if not _inside(uri, entry.uri)]
     if not out:
         return []
-    return [f"{domain.name}: images outside {entry.uri}: {some(out)}; {OUTSIDE}"]
+    return [f"{name}: images outside {entry.uri}: {some(out)}; {OUTSIDE}"]
 
 
 def links_out(folder: str) -> list[str]:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from lada_ray.domains import Domain, DomainSpec, load_domains
 from lada_ray.domains.base import did_you_mean
 from lada_ray.domains.listed import some
+from lada_ray.domains.manifest import ManifestSpec
 from lada_ray.errors import InputError
 from lada_ray.gate import FEWEST
 from lada_ray.inbox.card import NAME_LIMIT, Arrival, Card, read_card, refusal, specify
 from lada_ray.inbox.content import Known, taken
-from lada_ray.inbox.entries import CARD, OURS, Entry
+from lada_ray.inbox.entries import CARD, OURS, Entry, check_there
 from lada_ray.inbox.place import images_out, links_out
-from lada_ray.store import open_store
 
 
 def validate(entry: Entry, known: Sequence[Known], storage: str, outside: bool = False) -> Arrival:
@@ -37,10 +37,11 @@ def validate(entry: Entry, known: Sequence[Known], storage: str, outside: bool =
         raise refusal(entry, links)
     raw, problems = read_card(entry)
     spec, card, faults = specify(entry, raw, outside)
-    domain, found = _load(entry, spec, storage) if spec else (None, [])
+    domain, found = _load(entry, spec, storage, outside) if spec else (None, [])
     problems += faults + found
     if spec is not None and domain is not None:
-        problems += [] if outside or not spec.path_fields else images_out(entry, domain)
+        uris = {sample.path: sample.uri for sample in (*domain.train, *domain.test)}
+        problems += [] if outside or not spec.path_fields else images_out(entry, domain.name, uris)
         problems += _domain_problems(domain, card.extends)
     problems += _name_problems(spec, card, domain, known, bool(problems))
     if problems or spec is None or domain is None:
@@ -49,16 +50,20 @@ def validate(entry: Entry, known: Sequence[Known], storage: str, outside: bool =
     return Arrival(entry, card, spec, domain, tuple(_notes(domain)))
 
 
-def _load(entry: Entry, spec: DomainSpec, storage: str) -> tuple[Domain | None, list[str]]:
+def _load(entry: Entry, spec: DomainSpec, storage: str, outside: bool) -> tuple[Domain | None, list[str]]:
     """List the domain, or say what is wrong with it."""
     try:
+        # Rows that lead out are not even looked up: whether a file is there is nobody's business.
+        if isinstance(spec, ManifestSpec) and not outside:
+            out = images_out(entry, spec.name, spec.located())
+            if out:
+                return None, out
         return load_domains([spec], storage)[0], []
     except InputError as error:
         return None, error.problems
     # Whatever foreign files make a reader raise costs this entry, and not the others.
     except Exception as error:
-        # Storage that cannot be reached is not the entry's fault: this raises then.
-        open_store(entry.uri).stat(CARD)
+        check_there(entry, CARD)
         return None, [f"{spec.name}: cannot be read: {str(error) or type(error).__name__}"]
 
 

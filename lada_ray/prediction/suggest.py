@@ -134,7 +134,8 @@ def _labels(rows: pd.DataFrame, targets: Sequence[str]) -> bytes:
     writer.writerow(COLUMNS)
     for target, row in zip(targets, rows.to_dict("records"), strict=True):
         split = "test" if in_test(row["path"], TEST_SHARE, 0) else "train"
-        told = (row["path"], row["domain"] or "", row["class"], f"{row['distance']:.4f}")
+        domain = row["domain"] if isinstance(row["domain"], str) else ""  # a class of no domain: NaN
+        told = (row["path"], domain, row["class"], f"{row['distance']:.4f}")
         writer.writerow((target, "", split, *told))
     return text.getvalue().encode()
 

@@ -88,7 +88,7 @@ def project(
             LadaError is left out until the next call.
         say: told, once, what the registry lacks and why.
         champion: number of the version that `champion` names; the newest, as a rule.
-        challenger: a candidate that was refused, and why; None leaves that alias where it is.
+        challenger: a candidate that was refused, and why; None: there is none, or it was promoted after all.
 
     Returns:
         whether the registry shows all of it now.
@@ -102,6 +102,8 @@ def project(
             registry.point(versions, champion)
             if challenger:
                 registry.challenge(challenger[0])
+            else:
+                registry.unchallenge(champion)
             for problem in filter(None, problems):
                 raise problem
     # Whatever goes wrong in MLflow, its database, or the network must not cost the model, which is safe in storage.
@@ -271,6 +273,14 @@ class _Registry:
         number = next((_number(one) for one in self._entries.values() if str(one.version) == named), 0)
         if entry and number <= candidate.number and REFUSED_TAG in entry.tags:
             self._set(CHALLENGER, str(entry.version))
+
+    def unchallenge(self, champion: int) -> None:
+        """Remove the alias `challenger` from a candidate that was refused before this version."""
+        named = self._aliases.get(CHALLENGER)
+        entry = next((one for one in self._entries.values() if str(one.version) == named), None)
+        if entry is not None and _number(entry) <= champion:
+            self.client.delete_registered_model_alias(self.name, CHALLENGER)
+            del self._aliases[CHALLENGER]
 
     def _set(self, alias: str, version: str) -> bool:
         if self._aliases.get(alias) == version:

@@ -332,6 +332,35 @@ def test_endings_of_the_inbox_keep_the_next_tick_away(storage: Path) -> None:
     assert json.loads(store.read("inbox/g.json"))["said"] == ["cats"]
 
 
+def test_another_production_model_keeps_what_it_needs(
+    storage: Path, learnt_three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(storage / "lada", storage / "other")
+    config = (storage / "other" / "config.yaml").read_text()
+    (storage / "other" / "config.yaml").write_text(config.replace("name: lada", "name: other"))
+    other = Settings(model="other", storage=str(storage))
+    with Production.open(other, QUIET):
+        pass
+    shas = shas_of(storage, FLAGS)
+    forget(settings(storage), FLAGS, limits=LAX, console=Console())
+    assert "other models in production" in " ".join(capsys.readouterr().out.split())
+    found = audit(other, QUIET)
+    assert (found.differences, found.problems, found.numbers) == ((), (), 3)
+    # The last model to forget it takes the images along.
+    forget(other, FLAGS, limits=LAX, console=QUIET)
+    assert views_of(storage, shas) == 0
+
+
+def test_another_mlflow_is_told_before_anything_is_forgotten(storage: Path) -> None:
+    shown = {"registry": "http://mlflow:5000"}
+    (storage / "lada" / "registry.json").write_text(json.dumps(shown))
+    with pytest.raises(
+        InputError, match=r"(?s)Nothing is forgotten.*shown in http://mlflow:5000.*TRACKING_URI"
+    ):
+        without(storage)
+    assert shas_of(storage, FLAGS)
+
+
 def test_an_mlflow_that_is_down_is_asked_again(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(forgetting, "publish", lambda production: False)

@@ -18,6 +18,7 @@ from lada_ray.errors import InputError
 from lada_ray.inbox import READY, scan, validate
 from lada_ray.model import LadaModel
 from lada_ray.prediction import suggest as module
+from lada_ray.prediction.asked import Options
 from lada_ray.prediction.drift import Drift
 from lada_ray.prediction.predict import Predicted
 from lada_ray.prediction.suggest import say_suggestion, strangest, suggest
@@ -152,3 +153,16 @@ def test_nothing_to_suggest_is_said() -> None:
     sink = io.StringIO()
     say_suggestion(None, Console(rich=RichConsole(file=sink, width=200)))
     assert "nothing to suggest" in sink.getvalue()
+
+
+def test_images_of_unseen_classes_have_no_domain(
+    predict: Predict, streamed: Streamed, tmp_path: Path
+) -> None:
+    result = predict(Options(("zebra", "okapi")))
+    assert result.summary["images"]
+    found = suggest(result.folder, with_drift(result.summary, shifted=True), str(tmp_path / "inbox"))
+    assert found is not None
+    rows = list(csv.DictReader(io.StringIO((Path(found.uri) / "labels.csv").read_text())))
+    unseen = [row for row in rows if row["predicted_class"] in ("zebra", "okapi")]
+    assert unseen
+    assert {row["predicted_domain"] for row in unseen} == {""}
