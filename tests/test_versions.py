@@ -96,7 +96,11 @@ def test_what_a_tombstone_names_is_not_restorable(store: Store) -> None:
 
 
 def identity(name: str, image: str = "0.png") -> dict[str, Any]:
-    return {"labels": [(name, "cat")], "config": {}, "samples": [(image, "sha")]}
+    return {
+        "labels": [(name, "cat")],
+        "config": {"prompt": f"a {name} {{}}."},
+        "samples": [(image, "sha")],
+    }
 
 
 def test_a_candidate_goes_on_where_it_was_if_it_starts_from_the_same_packs(store: Store) -> None:
@@ -119,6 +123,9 @@ def test_a_candidate_goes_on_where_it_was_if_it_starts_from_the_same_packs(store
         return now[0].packs
 
     assert reopened(champion.packs, both) == more.packs
+    again = read_model_file(store, name)
+    assert again is not None
+    assert again[0].prompts == {**champion.prompts, "wild": "a wild {}."}
     assert reopened(("pack toys",), both) == ("pack toys",)
     # Another image was chosen meanwhile: what was learnt without it is not what is asked for.
     assert reopened(champion.packs, [both[0], identity("wild", "1.png")]) == champion.packs
