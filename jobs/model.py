@@ -23,13 +23,12 @@ from pydantic import Field
 from lada_ray.command_line import parse_flags
 from lada_ray.console import Console
 from lada_ray.domains.base import Location
-from lada_ray.errors import ConfigError
+from lada_ray.errors import ConfigError, LeaseHeld
 from lada_ray.gate import Limits
 from lada_ray.job import run_job
 from lada_ray.production import Settings
 
 SAME, DIFFERS, UNVERIFIED = 0, 1, 2
-AGAIN = 75
 
 
 class Log(Settings):
@@ -188,7 +187,7 @@ def forget(flags: Forget, console: Console) -> int:
         console.warn(
             "not everything is deleted yet; the same command, or the next job on this model, goes on"
         )
-        return AGAIN
+        return LeaseHeld.exit_code
     return 0
 
 

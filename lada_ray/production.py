@@ -198,20 +198,18 @@ class Production:
         keys = self.store.read_version(KNOWN_DOMAINS)
         domains = tuple(json.loads(keys[0])) if keys else ()
         again = f"python jobs/run_stream.py --config {join(self.store.uri, 'config.yaml')}"
-        if len(domains) != len(file.packs) or len(domains) < len(self.config.domains) or not domains:
-            told = f"{len(domains)} of {len(self.config.domains)} domains are learnt and recorded"
-            raise InputError([f"{told}; finish it: {again}"], f"{self.store.uri} is not a whole model yet")
         accuracy = self._run_accuracy(len(domains))
-        model_store = self.run.model_store
-        calibrated = all(model_store.exists(calibration_key(digest)) for digest in file.packs)
-        if accuracy is None or not calibrated:
-            told = "its last domain is not " + ("calibrated" if accuracy is not None else "tested")
-            raise InputError(
-                [f"{told} yet; finish it: {again}"], f"{self.store.uri} is not a whole model yet"
-            )
+        missing = None
+        if len(domains) != len(file.packs) or len(domains) < len(self.config.domains) or not domains:
+            missing = f"{len(domains)} of {len(self.config.domains)} domains are learnt and recorded"
+        elif accuracy is None:
+            missing = "its last domain is not tested yet"
+        elif not all(self.run.model_store.exists(calibration_key(digest)) for digest in file.packs):
+            missing = "its last domain is not calibrated yet"
+        if missing or accuracy is None:
+            raise InputError([f"{missing}; finish it: {again}"], f"{self.store.uri} is not a whole model yet")
         state = State(file.packs, file.prompts, domains)
-        change = Change("start", "", state, accuracy)
-        promote(self.run.model_store, self.run.epoch, file.packs, change)
+        promote(self.run.model_store, self.run.epoch, file.packs, Change("start", "", state, accuracy))
 
     def _run_accuracy(self, domains: int) -> dict[str, float] | None:
         """The row of the run's accuracy matrix after so many domains; None if it is not there."""
@@ -281,9 +279,7 @@ def needed_views(storage: str, but: str | None = None) -> Iterator[tuple[str, st
     root = open_store(storage)
     ends = f"/model/{MODEL}"
     names = [entry.key.removesuffix(ends) for entry in root.list() if entry.key.endswith(ends)]
-    for name in names:
-        if name == but:
-            continue
+    for name in (name for name in names if name != but):
         run = root.child(name)
         for version in restorable(history(read_production(run.child("model"))[0])):
             yield from _needed_by(run, version.state)

@@ -60,29 +60,36 @@ class ManifestSpec(DomainSpec):
         Raises:
             InputError: as `load`.
         """
-        root = self.root or os.path.dirname(self.file)
-        return {row.path: _located(root, row.path) for row in _rows(self, _read_table(self))}
+        return {row.path: self._uri(row.path) for row in _rows(self, _read_table(self))}
 
     def load(self, storage: str) -> Domain:
         """Read the table and look its files up; see `DomainSpec.load`."""
         rows = _rows(self, _read_table(self))
-        root = self.root or os.path.dirname(self.file)
         classes = in_order(row.stored for row in rows)
         label = {name: index for index, name in enumerate(classes)}
         paths = list(dict.fromkeys(row.path for row in rows))
         with ThreadPoolExecutor(LOOKING) as pool:
-            entries = dict(
-                zip(paths, pool.map(lambda path: _look_up(_located(root, path)), paths), strict=True)
-            )
+            entries = dict(zip(paths, pool.map(lambda path: _look_up(self._uri(path)), paths), strict=True))
         missing = [path for path in paths if entries[path] is None]
-        problems = [*missing_files(self.name, root, missing, len(paths)), *two_classes(self.name, rows)]
+        problems = [*missing_files(self.name, self._root, missing, len(paths)), *two_classes(self.name, rows)]
         samples: dict[Split, list[Sample]] = {"train": [], "test": []}
         for row in rows:
             if entry := entries[row.path]:
-                uri = _located(root, row.path)
-                sample = Sample(uri, row.path, label[row.stored], entry.size, entry.version)
+                sample = Sample(self._uri(row.path), row.path, label[row.stored], entry.size, entry.version)
                 samples[row.split].append(sample)
         return listed_domain(self, classes, samples, problems)
+
+    @property
+    def _root(self) -> str:
+        return self.root or os.path.dirname(self.file)
+
+    def _uri(self, path: str) -> str:
+        """Where a path or URI of the table leads."""
+        if "://" in path or os.path.isabs(path):
+            return path
+        return (
+            self._root.rstrip("/") + "/" + path if is_remote(self._root) else os.path.join(self._root, path)
+        )
 
 
 def _read_table(spec: ManifestSpec) -> list[dict[str, Any]]:
@@ -166,13 +173,6 @@ def _can_be_read(path: str) -> bool:
         return not is_remote(path) or not {"", ".", ".."} & {*path.partition("://")[2].split("/")}
     except LadaError:
         return False
-
-
-def _located(root: str, path: str) -> str:
-    """Where a path or URI of the table leads."""
-    if "://" in path or os.path.isabs(path):
-        return path
-    return root.rstrip("/") + "/" + path if is_remote(root) else os.path.join(root, path)
 
 
 def _look_up(uri: str) -> Entry | None:

@@ -63,7 +63,12 @@ def test_the_whole_path(folder: Path, capsys: pytest.CaptureFixture[str], monkey
     upload = folder / "mlartifacts"
     assert len(list(upload.rglob("MLmodel"))) == 1
 
-    assert call(folder, "forget", "flags", "--reason", "asked for", "--gate.max_drop", "100") == 0
+    forget = ("forget", "flags", "--reason", "asked for", "--gate.max_drop", "100")
+    with monkeypatch.context() as without_mlflow:
+        without_mlflow.setattr("lada_ray.forget.forgetting.withdraw", lambda *_: False)
+        assert call(folder, *forget) == 75
+    assert "not everything is deleted yet" in capsys.readouterr().out
+    assert call(folder, *forget) == 0
     assert "flags is forgotten; the champion is version 2" in capsys.readouterr().out
     found = client.search_model_versions("name = 'lada'")
     assert [entry.tags["lada_ray.version"] for entry in found] == ["2"]
