@@ -374,6 +374,13 @@ def test_an_unfinished_run_is_not_judged(run: Path) -> None:
     assert verified(run).problems[0].startswith("nothing is learnt yet")
 
 
+def test_a_production_model_is_verified_by_its_own_command(run: Path) -> None:
+    file = run / "model" / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "history": [{"version": 1}]}))
+    with pytest.raises(InputError, match=r"production model by now: python jobs/model.py verify --model run"):
+        verified(run)
+
+
 def test_other_folders_are_refused(run: Path) -> None:
     with pytest.raises(InputError, match="give the folder of one run"):
         verified(run.parent)

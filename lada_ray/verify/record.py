@@ -76,7 +76,7 @@ def read_run(folder: str) -> RunRecord:
     """Read model.json, every pack, checked against its digest and its parent, and the configuration.
 
     Raises:
-        InputError: it is no run's folder.
+        InputError: it is no run's folder, or a production model's.
         IntegrityError: model.json is damaged.
     """
     store = open_store(folder)
@@ -84,6 +84,10 @@ def read_run(folder: str) -> RunRecord:
     if found is None:
         hint = "give the folder of one run, <storage>/<name>"
         raise InputError([f"{store.uri} has no model/{MODEL}: {hint}"], "Nothing to verify")
+    if found[0].history:
+        # Its packs and its tests are no longer those that the run's configuration and records tell.
+        hint = f"python jobs/model.py verify --model {store.uri.rpartition('/')[2]}"
+        raise InputError([f"{store.uri} is a production model by now: {hint}"], "Not verified as a run")
     packs, problems = _read_packs(store.child("model"), found[0].packs)
     config, notes = _read_config(store)
     if config and not problems:

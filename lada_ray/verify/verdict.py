@@ -45,7 +45,7 @@ def verify(folder: str, console: Console | None = None) -> Verdict:
         console: shows progress.
 
     Raises:
-        InputError: it is no run's folder.
+        InputError: it is no run's folder, or a production model's.
         IntegrityError: model.json is damaged.
     """
     console = console or Console()
