@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 from importlib import import_module
@@ -17,6 +18,8 @@ NAMES = ("extract", "stream", "classes", "step", "predict_head", "tasks", "gpu")
 def main(argv: list[str] | None = None) -> int:
     """Run benchmarks; returns 1 if a bar was missed."""
     arguments = _arguments(sys.argv[1:] if argv is None else argv)
+    # open_clip warns that weights are random: they are meant to be.
+    logging.getLogger().setLevel(logging.ERROR)
     results = []
     for name in arguments.names or NAMES:
         result = import_module(f"benchmarks.{name}").measure(arguments.repeats, arguments.quick)

@@ -91,7 +91,7 @@ def _learn(world: World, run: Run, ledger: RunLedger) -> Iterator[float]:
     for digest in learn_tasks(world.plan, ledger, "cpu", text=world.text):
         position = len(ledger.packs())
         row = Row(f"domain {position}", {"domain 0": [1] * CLASSES}, {"domain 0": [2] * CLASSES})
-        run.store.write(f"rows/{digest}-made-up.json", json.dumps(asdict(row)).encode())
+        run.store.write(f"rows/{digest}-1.json", json.dumps(asdict(row)).encode())
         tracker.start_task(f"domain {position}", position)
         tracker.sync()
         now = time.perf_counter()

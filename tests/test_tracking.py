@@ -249,6 +249,33 @@ def test_logging_again_logs_nothing_twice(folder: RunFolder, uri: str) -> None:
     assert len(before) == 4
 
 
+def test_tasks_that_wait_for_their_row_are_logged_once(
+    folder: RunFolder, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation may be many tasks behind: what is logged with each sync must not grow with how many wait."""
+    tracker = folder.tracker(uri)
+    tracker.open()
+    folder.learn(0)
+    folder.store.delete(f"rows/{folder.digests[0]}-s1.json")
+    assert tracker.sync()
+    logged: list[str] = []
+    log_batch = MlflowClient.log_batch
+
+    def spy(client: MlflowClient, run_id: str, *arguments: Any, **more: Any) -> Any:
+        logged.append(run_id)
+        return log_batch(client, run_id, *arguments, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", spy)
+    assert tracker.sync()
+    assert logged == []
+    folder._row(folder.digests[0], "digits", 5)
+    assert tracker.sync()
+    assert logged
+    (task,) = Found(uri).tasks
+    assert task.data.metrics["accuracy/shapes"] == 50.0
+    assert task.info.status == "FINISHED"
+
+
 def test_a_killed_run_is_closed_and_continued_in_the_same_parent(folder: RunFolder, uri: str) -> None:
     killed = folder.tracker(uri)
     killed.open()

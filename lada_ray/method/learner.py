@@ -262,9 +262,9 @@ class TaskLearner:
 
         It depends on the state in which the task starts, so that going on from a checkpoint changes nothing.
         """
-        means, _, weights, labels = self.components
+        means, _, weights, _ = self.components
         new = Classifier(F.normalize(self.text, dim=-1), self._tensor(self.task.memory), self.mask)
-        pull = pulls(F.normalize(means, dim=-1), labels, self.old, new, self.scales)
+        pull = pulls(F.normalize(means, dim=-1), self.old, new, self.scales)
         # All workers must draw the same rows, though the last bits of what they compute may differ.
         self._sum_over_workers([pull if self.shard[0] == 0 else pull.zero_()])
         found = importance(weights.cpu().numpy(), pull.cpu().numpy())

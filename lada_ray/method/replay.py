@@ -3,8 +3,9 @@
 The published loss sums weight_i · CE_i over all M components. A step that draws component i with probability p_i and
 counts it weight_i / p_i has the same loss on average (Horvitz and Thompson, 1952), whatever the p_i. The loss varies
 least around it when p_i is proportional to the length of that row's gradient, which is weight_i times the length of its
-softmax over the classes that are being learnt: a component far from all of them is hardly needed. Here this is taken at
-the start of the task, at the component's mean, and mixed with a share for everybody, as the new classes move.
+softmax over the classes that are being learnt: a component far from all of them, or well inside its own class, is
+hardly needed. Here this is taken at the start of the task, at the component's mean, and mixed with a share for
+everybody, as the new classes move.
 """
 
 from __future__ import annotations
@@ -21,20 +22,18 @@ Floats64 = npt.NDArray[np.float64]
 
 # What every component gets beside its pull, as a share of the mean pull: bounds a drawn row's factor.
 FLOOR = 0.3
-# Components whose pull is computed at once: their classes' memory vectors are gathered.
+# Components whose pull is computed at once, each with a logit for every class.
 PULLS = 1024
 
 
 @torch.no_grad()
-def pulls(
-    unit_means: Tensor, labels: Tensor, old: Classifier, new: Classifier, scales: tuple[float, float, float]
-) -> Tensor:
-    """How strongly each component pulls at the new classes: the length of its softmax over them.
+def pulls(unit_means: Tensor, old: Classifier, new: Classifier, scales: tuple[float, float, float]) -> Tensor:
+    """How strongly each component pulls at the new classes: the length of its softmax over them, beside all old ones.
 
     Args:
         unit_means: [M, d].
-        labels: old class of each component, [M].
-        old: C old classes. Of them only a component's own one stands beside the new ones here, which is cheap.
+        old: the frozen classes. The memory of each stands here at its mean vector, counted as often as it has vectors:
+            16 times cheaper, and close where the vectors of a class are.
         new: the classes to be learnt.
         scales: (τ, α, β).
 
@@ -42,29 +41,18 @@ def pulls(
         [M], in 0..1.
     """
     parts = [torch.zeros(0, device=unit_means.device)]
-    blocks = _newest_blocks(old)
-    for z, label in zip(unit_means.split(PULLS), labels.split(PULLS), strict=True):
-        block = blocks[label]
-        own = _own_logits(z, Classifier(old.text[label], old.memory[block], old.mask[block]), scales)
-        logits = torch.cat([own[:, None], class_logits(z, new, *scales)], dim=1)
-        parts.append(logits.softmax(1)[:, 1:].norm(dim=1))
+    standing = _at_mean_memory(old)
+    for z in unit_means.split(PULLS):
+        logits = torch.cat([class_logits(z, standing, *scales), class_logits(z, new, *scales)], dim=1)
+        parts.append(logits.softmax(1)[:, len(old.text) :].norm(dim=1))
     return torch.cat(parts)
 
 
-def _newest_blocks(old: Classifier) -> Tensor:
-    """The block of memory that stands for each class here, [C]: of several, the newest."""
-    blocks = torch.arange(len(old.memory), device=old.text.device)
-    if old.owner is None:
-        return blocks
-    newest = torch.zeros(len(old.text), dtype=torch.int64, device=old.text.device)
-    return newest.scatter_reduce(0, old.owner, blocks, "amax")
-
-
-def _own_logits(z: Tensor, own: Classifier, scales: tuple[float, float, float]) -> Tensor:
-    """The logit [n] of one class for each row of z [n, d]: its text [n, d], memory [n, L, d] and mask [n, L]."""
-    tau, alpha, beta = scales
-    affinities = torch.exp(beta * (torch.einsum("nd,nld->nl", z, own.memory) - 1.0)) * own.mask
-    return tau * (z * own.text).sum(1) + alpha * affinities.sum(1)
+def _at_mean_memory(classes: Classifier) -> Classifier:
+    """The same classes with one memory vector a block, the mean, that is counted as often as the block has vectors."""
+    count = classes.mask.sum(1, keepdim=True).to(classes.memory.dtype)
+    mean = (classes.memory * classes.mask[..., None]).sum(1, keepdim=True) / count[..., None].clamp(min=1)
+    return classes._replace(memory=mean, mask=count)
 
 
 def importance(weights: npt.NDArray[np.floating], pull: npt.NDArray[np.floating]) -> Floats64:

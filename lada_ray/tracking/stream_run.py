@@ -201,7 +201,7 @@ class StreamRun:
     def log_task(self, task: TaskResult, learnt: Sequence[str]) -> None:
         """Log what the task's nested run, and its point of the parent's curves, still lack."""
         run = self._tasks.get(task.digest)
-        if run and run.finished and run.row == task.mark:
+        if run and run.row == task.mark and (run.finished or not task.row):
             return
         if run is None:
             run = self._tasks[task.digest] = _TaskRun(self._run_for(task), "", False)

@@ -63,7 +63,6 @@ def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monke
         assert json.loads((tmp_path / "runs/demo/metrics.json").read_text())["images_encoded"] == 4 * 8
         lines = (tmp_path / "runs/demo/accuracy_matrix.csv").read_text().splitlines()
         assert [line.split(",")[0] for line in lines] == ["learnt", "domain0", "domain1"]
-        sweep_as_well(config, address, environment)
 
     assert not session.exists()
     model = LadaModel.load(tmp_path / "runs/demo/model")
@@ -71,22 +70,29 @@ def test_submitted_job_learns_and_its_model_outlives_the_cluster(tmp_path, monke
     ask_as_the_readme_does(tmp_path, monkeypatch, capsys)
 
 
-def sweep_as_well(config, address, environment):
-    """A sweep of a shipped space, submitted to the same cluster: the bank is filled, and so it encodes nothing."""
+@pytest.mark.accept
+@pytest.mark.timeout(900)
+def test_a_submitted_sweep_leaves_its_winner(tmp_path):
+    """A sweep of a shipped space; that its job works at all is tested in test_tune_stream.py."""
+    draw(tmp_path)
+    environment = cluster_environment()
     options = ["--space", "tune_spaces/beta.yaml", "--samples", "2", "--method.epochs", "1"]
-    done = submit(["jobs/tune_stream.py", "--config", str(config), *options], address, environment)
+    with cluster(environment, tmp_path / "ray.log") as (address, _):
+        config = str(configuration(tmp_path))
+        done = submit(["jobs/tune_stream.py", "--config", config, *options], address, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trial 2 of 2 " in done.stdout
-    assert "the search has encoded 0 image views" in done.stdout
+    # 4 classes, 3 training images x (1 + 1 view) each; the 2 test images of each for the winner alone
+    assert f"the search has encoded {4 * 6} image views" in done.stdout
     noise = [
         line for line in done.stdout.splitlines() if "Traceback" in line or "[I 20" in line or "╭" in line
     ]
     assert noise == []
-    folder = config.parent / "runs/demo.sweep"
+    folder = tmp_path / "runs/demo.sweep"
     assert len(list((folder / "trials").glob("*.json"))) == 2
-    (best,) = (config.parent / "runs").glob("demo.best-*")
+    (best,) = (tmp_path / "runs").glob("demo.best-*")
     assert f"name: {best.name}" in (folder / "best.yaml").read_text()
-    assert json.loads((best / "metrics.json").read_text())["images_encoded"] == 0
+    assert json.loads((best / "metrics.json").read_text())["images_encoded"] == 4 * 2
 
 
 def ask_as_the_readme_does(folder, monkeypatch, capsys):
