@@ -117,7 +117,7 @@ class MethodConfig(BaseModel):
     """Draw replayed features around the components' means (false: the means themselves)."""
     replay_weight: float = Field(default=64.0, gt=0)
     """Weight of a replayed component, times its share of its mixture, against 1 for an image."""
-    replay_rows: int | None = Field(default=640, ge=1)
+    replay_rows: int | None = Field(default=512, ge=1)
     """Components replayed per step, drawn anew each time where there are more, unbiased (null: all of them)."""
     fusion: Literal["gated", "additive"] = "gated"
     """How seen and unseen classes compete: gated (the text logits decide whether the class is a seen one) or

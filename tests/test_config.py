@@ -72,7 +72,7 @@ def test_defaults_are_the_published_ones(small: Path) -> None:
         "replay": True,
         "replay_noise": True,
         "replay_weight": 64.0,
-        "replay_rows": 640,
+        "replay_rows": 512,
         "fusion": "gated",
         "text_tuner": "adaptformer",
         "tuner_bottleneck": 16,
@@ -95,7 +95,7 @@ def test_settings_of_later_versions_are_said_where_they_are_not_what_was_before(
     ).method.identity
     assert not LATER.keys() & plain.keys()
     # Their default has changed since: what was learnt with the old one stays known as that.
-    assert StreamConfig.from_yaml(small).method.identity == {**plain, "replay_rows": 640}
+    assert StreamConfig.from_yaml(small).method.identity == {**plain, "replay_rows": 512}
     changes = {"method.replay_rows": None, "method.pack_precision": "float16"}
     changed = StreamConfig.from_yaml(small, changes).method.identity
     assert changed == {**plain, "replay_rows": None, "pack_precision": "float16"}

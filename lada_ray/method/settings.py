@@ -25,7 +25,7 @@ class LadaSettings:
     """Draw replayed features around the component means instead of replaying the means themselves."""
     replay_weight: float = 64.0
     """A replayed component of mixture weight π counts replay_weight · π, a current image 1."""
-    replay_rows: int | None = 640
+    replay_rows: int | None = 512
     """Components replayed per step, drawn anew (unbiased) where there are more; None: all of them."""
     text_tuner: Literal["adaptformer", "none"] = "adaptformer"
     tuner_bottleneck: int = 16

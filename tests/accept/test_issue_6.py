@@ -71,12 +71,12 @@ def test_the_budget_of_replayed_rows_costs_no_accuracy(streams: Streams, six_dom
             streams.run(six_domains, f"rows-{rows}-{seed}", seed=seed, **{"method.replay_rows": rows})
             for seed in (0, 1, 2)
         ]
-        for rows in (None, 640, 134)
+        for rows in (None, 512, 134)
     }
     for metric in ("average", "last"):
         whole, default, few = (np.array([r.metrics[metric] for r in found[rows]]) for rows in found)
         show(
-            f"{metric}: all, 640 and 134 rows",
+            f"{metric}: all, 512 and 134 rows",
             f"{whole.mean():.2f}, {default.mean():.2f}, {few.mean():.2f}",
             "same",
         )
@@ -169,14 +169,14 @@ class World:
 
 
 def test_the_default_budget_among_a_thousand_classes(world: World) -> None:
-    """At the end 3 600 components compete for 640 rows. Same: within what another seed changes."""
-    found = {rows: np.array([world.learn(seed, rows) for seed in SEEDS]) for rows in (None, 640)}
+    """At the end 3 600 components compete for 512 rows. Same: within what another seed changes."""
+    found = {rows: np.array([world.learn(seed, rows) for seed in SEEDS]) for rows in (None, 512)}
     untrained = np.array(world.learn(0, None, train=False))
     for metric, of in {"average": lambda a: a.mean(axis=-1), "last": lambda a: a[..., -1]}.items():
-        whole, sampled = of(found[None]), of(found[640])
+        whole, sampled = of(found[None]), of(found[512])
         noise = float(np.concatenate([whole - whole.mean(), sampled - sampled.mean()]).std(ddof=2))
         show(
-            f"{metric} of 1 000 classes: untrained; all rows, 640 rows; standard deviation over {len(SEEDS)} seeds",
+            f"{metric} of 1 000 classes: untrained; all rows, 512 rows; standard deviation over {len(SEEDS)} seeds",
             f"{of(untrained):.2f}; {whole.mean():.2f}, {sampled.mean():.2f}; {noise:.2f}",
             "within two standard deviations",
         )
