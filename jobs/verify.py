@@ -3,7 +3,8 @@
 python jobs/verify.py runs/demo
 python jobs/verify.py s3://bucket/runs/demo
 
-Exit code 0: every number is the recorded one; 1: some differ; 2: it cannot be verified, and why is said.
+Exit code 0: every number is the recorded one; 1: some differ; 2: it cannot be verified, and why is said: a production
+model, whose history goes on, is verified by jobs/model.py.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ TRAINED = frozenset({"lada", "joint"})
 """Kinds of learners that train on augmented views; the others solve a task in closed form, on the deterministic one."""
 
 
-LATER: Mapping[str, Any] = {"replay_rows": 512, "pack_precision": "float32"}
+LATER: Mapping[str, Any] = {"replay_rows": None, "pack_precision": "float32"}
 """Settings of the method that older runs were started without, with what they had then: at that they are not said."""
 
 

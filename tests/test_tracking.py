@@ -276,6 +276,23 @@ def test_tasks_that_wait_for_their_row_are_logged_once(
     assert task.info.status == "FINISHED"
 
 
+def test_a_task_that_could_not_be_logged_is_tried_again_before_its_row_is_there(
+    folder: RunFolder, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    tracker = folder.tracker(uri, said, retry_after=0.0)
+    tracker.open()
+    folder.learn(0)
+    folder.store.delete(f"rows/{folder.digests[0]}-s1.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("locked")))
+        assert not tracker.sync()
+    assert tracker.sync()
+    (task,) = Found(uri).tasks
+    assert task.data.tags["lada_ray.pack"] == folder.digests[0]
+    assert task.data.params["epochs"] == "3"
+
+
 def test_a_killed_run_is_closed_and_continued_in_the_same_parent(folder: RunFolder, uri: str) -> None:
     killed = folder.tracker(uri)
     killed.open()

@@ -377,7 +377,9 @@ def test_an_unfinished_run_is_not_judged(run: Path) -> None:
 def test_a_production_model_is_verified_by_its_own_command(run: Path) -> None:
     file = run / "model" / "model.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "history": [{"version": 1}]}))
-    with pytest.raises(InputError, match=r"production model by now: python jobs/model.py verify --model run"):
+    with pytest.raises(
+        InputError, match=rf"by now: python jobs/model.py verify --model run --storage {run.parent}"
+    ):
         verified(run)
 
 

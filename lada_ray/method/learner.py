@@ -262,11 +262,13 @@ class TaskLearner:
 
         It depends on the state in which the task starts, so that going on from a checkpoint changes nothing.
         """
-        means, _, weights, _ = self.components
+        means, _, weights, labels = self.components
         new = Classifier(F.normalize(self.text, dim=-1), self._tensor(self.task.memory), self.mask)
-        pull = pulls(F.normalize(means, dim=-1), self.old, new, self.scales)
-        # All workers must draw the same rows, though the last bits of what they compute may differ.
-        self._sum_over_workers([pull if self.shard[0] == 0 else pull.zero_()])
+        pull = torch.zeros(len(means), device=self.device)
+        # All workers must draw the same rows, though the last bits of what they compute may differ: one computes.
+        if self.shard[0] == 0:
+            pull = pulls(F.normalize(means, dim=-1), labels, self.old, new, self.scales, self.columns)
+        self._sum_over_workers([pull])
         found = importance(weights.cpu().numpy(), pull.cpu().numpy())
         return ReplayRows(found, self.settings.replay_rows or 1, self.seed, self.task.position)
 

@@ -3,9 +3,9 @@
 The published loss sums weight_i · CE_i over all M components. A step that draws component i with probability p_i and
 counts it weight_i / p_i has the same loss on average (Horvitz and Thompson, 1952), whatever the p_i. The loss varies
 least around it when p_i is proportional to the length of that row's gradient, which is weight_i times the length of its
-softmax over the classes that are being learnt: a component far from all of them, or well inside its own class, is
-hardly needed. Here this is taken at the start of the task, at the component's mean, and mixed with a share for
-everybody, as the new classes move.
+softmax over the classes that are being learnt (less one at its own): a component far from all of them, or well inside
+its own class, is hardly needed. Here this is taken at the start of the task, at the component's mean, and mixed with a
+share for everybody, as the new classes move.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lada_ray.method import draws
-from lada_ray.method.objective import Classifier, class_logits
+from lada_ray.method.objective import Classifier, task_logits
 
 Floats64 = npt.NDArray[np.float64]
 
@@ -27,32 +27,44 @@ PULLS = 1024
 
 
 @torch.no_grad()
-def pulls(unit_means: Tensor, old: Classifier, new: Classifier, scales: tuple[float, float, float]) -> Tensor:
-    """How strongly each component pulls at the new classes: the length of its softmax over them, beside all old ones.
+def pulls(
+    unit_means: Tensor,
+    labels: Tensor,
+    old: Classifier,
+    new: Classifier,
+    scales: tuple[float, float, float],
+    columns: Tensor | None = None,
+) -> Tensor:
+    """How strongly each component pulls at the task's classes: the length of its loss's gradient in their logits.
 
     Args:
         unit_means: [M, d].
+        labels: class of each component, [M].
         old: the frozen classes. The memory of each stands here at its mean vector, counted as often as it has vectors:
-            16 times cheaper, and close where the vectors of a class are.
-        new: the classes to be learnt.
+            λ1 times fewer products, and close where the vectors of a class are.
+        new: the task's classes.
         scales: (τ, α, β).
+        columns: as of `task_logits`.
 
     Returns:
-        [M], in 0..1.
+        [M], in 0..√2.
     """
     parts = [torch.zeros(0, device=unit_means.device)]
     standing = _at_mean_memory(old)
-    for z in unit_means.split(PULLS):
-        logits = torch.cat([class_logits(z, standing, *scales), class_logits(z, new, *scales)], dim=1)
-        parts.append(logits.softmax(1)[:, len(old.text) :].norm(dim=1))
+    added = len(old.text) + torch.arange(len(new.text), device=unit_means.device)
+    own = added if columns is None else columns
+    for z, label in zip(unit_means.split(PULLS), labels.split(PULLS), strict=True):
+        share = task_logits(z, standing, new, scales, columns).softmax(1)[:, own]
+        parts.append((share - (label[:, None] == own).to(share.dtype)).norm(dim=1))
     return torch.cat(parts)
 
 
 def _at_mean_memory(classes: Classifier) -> Classifier:
     """The same classes with one memory vector a block, the mean, that is counted as often as the block has vectors."""
-    count = classes.mask.sum(1, keepdim=True).to(classes.memory.dtype)
-    mean = (classes.memory * classes.mask[..., None]).sum(1, keepdim=True) / count[..., None].clamp(min=1)
-    return classes._replace(memory=mean, mask=count)
+    exists = classes.mask.to(classes.memory.dtype)
+    count = exists.sum(1, keepdim=True)
+    mean = torch.einsum("bl,bld->bd", exists, classes.memory) / count.clamp(min=1)
+    return classes._replace(memory=mean[:, None], mask=count)
 
 
 def importance(weights: npt.NDArray[np.floating], pull: npt.NDArray[np.floating]) -> Floats64:

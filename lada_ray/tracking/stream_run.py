@@ -62,10 +62,11 @@ class Target:
 
 @dataclass
 class _TaskRun:
-    """A nested run: which pack and row it has logged, and whether it is closed as FINISHED."""
+    """A nested run of a pack: which row it has logged, and whether it is closed as FINISHED."""
 
     run_id: str
-    row: str
+    row: str | None
+    """"": the pack is logged, and waits for its row; None: nothing is logged yet."""
     finished: bool
 
 
@@ -204,7 +205,7 @@ class StreamRun:
         if run and run.row == task.mark and (run.finished or not task.row):
             return
         if run is None:
-            run = self._tasks[task.digest] = _TaskRun(self._run_for(task), "", False)
+            run = self._tasks[task.digest] = _TaskRun(self._run_for(task), None, False)
         if task.row and run.row != task.mark:
             self._log(self.parent, curve_points(task.row, task.position, learnt))
         params = {} if run.finished else task_params(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,7 +87,8 @@ def read_run(folder: str) -> RunRecord:
         raise InputError([f"{store.uri} has no model/{MODEL}: {hint}"], "Nothing to verify")
     if found[0].history:
         # Its packs and its tests are no longer those that the run's configuration and records tell.
-        hint = f"python jobs/model.py verify --model {store.uri.rpartition('/')[2]}"
+        storage, _, name = store.uri.rpartition("/")
+        hint = shlex.join(["python", "jobs/model.py", "verify", "--model", name, "--storage", storage])
         raise InputError([f"{store.uri} is a production model by now: {hint}"], "Not verified as a run")
     packs, problems = _read_packs(store.child("model"), found[0].packs)
     config, notes = _read_config(store)

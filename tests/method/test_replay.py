@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lada_ray.method import draws
 from lada_ray.method.learner import Seen, TaskData, TaskLearner
-from lada_ray.method.objective import Classifier, class_logits
+from lada_ray.method.objective import Classifier, task_logits
 from lada_ray.method.replay import FLOOR, ReplayRows, importance, inclusion, pulls
 from lada_ray.method.settings import LadaSettings
 
@@ -44,8 +44,9 @@ def task() -> TaskData:
     return TaskData(1, views, np.arange(8) % 2, memory, np.ones((2, 3), np.bool_), text)
 
 
-def learner(rows: int | None, **changed: object) -> TaskLearner:
-    return TaskLearner(task(), seen(), None, TAU, replace(SETTINGS, replay_rows=rows, **changed), 3)  # type: ignore[arg-type]
+def learner(rows: int | None, columns: list[int] | None = None, **changed: object) -> TaskLearner:
+    what = replace(task(), columns=None if columns is None else np.array(columns))
+    return TaskLearner(what, seen(), None, TAU, replace(SETTINGS, replay_rows=rows, **changed), 3)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- probabilities
@@ -123,7 +124,7 @@ def test_pulls_are_the_softmax_over_the_new_classes() -> None:
     s, t, alpha, beta = seen(), task(), 1.2, 1.5
     old, new = classifier(s.text, s.memory, s.mask), classifier(t.text, t.memory, t.mask)
     z = F.normalize(torch.tensor(s.means), dim=-1)
-    found = pulls(z, old, new, (TAU, alpha, beta))
+    found = pulls(z, torch.tensor(s.labels), old, new, (TAU, alpha, beta))
     for i, row in enumerate(z):
         memory = [
             exists.sum() * math.exp(-beta * (1 - float(row @ vectors[exists].mean(0))))
@@ -138,13 +139,21 @@ def test_pulls_are_the_softmax_over_the_new_classes() -> None:
         assert float(found[i]) == pytest.approx(np.linalg.norm(softmax[6:]), rel=1e-4)
 
 
-def test_memory_at_its_mean_is_exact_where_the_vectors_of_a_class_are_one() -> None:
-    s, scales = seen(), (TAU, 1.2, 1.5)
+@pytest.mark.parametrize("case", ["new classes", "several blocks of a class", "more of a known class"])
+def test_pulls_are_gradients_where_the_vectors_of_a_class_are_one(case: str) -> None:
+    s, t, scales = seen(), task(), (TAU, 1.2, 1.5)
     alike = np.repeat(s.memory[:, :1], 3, axis=1)
-    old, z = classifier(s.text, alike, s.mask), F.normalize(torch.tensor(s.means), dim=-1)
-    new = classifier(task().text, task().memory, task().mask)
-    whole = torch.cat([class_logits(z, old, *scales), class_logits(z, new, *scales)], dim=1)
-    torch.testing.assert_close(pulls(z, old, new, scales), whole.softmax(1)[:, 6:].norm(dim=1))
+    old, new = classifier(s.text, alike, s.mask), classifier(t.text, t.memory, t.mask)
+    if case == "several blocks of a class":
+        owner = torch.tensor([0, 1, 0, 2, 1, 0])
+        old = old._replace(text=old.text[:3], owner=owner)
+    columns = torch.tensor([2, 6]) if case == "more of a known class" else None
+    z, labels = F.normalize(torch.tensor(s.means), dim=-1), torch.tensor(s.labels) % len(old.text)
+    logits = task_logits(z, old, new, scales, columns).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), logits)
+    own = torch.arange(len(old.text), len(old.text) + 2) if columns is None else columns
+    found = pulls(z, labels, old, new, scales, columns)
+    torch.testing.assert_close(found, gradient[:, own].norm(dim=1), rtol=1e-4, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the learner
@@ -173,11 +182,12 @@ def test_sampled_rows_count_as_much_as_all_of_them() -> None:
     )  # the mean is still over all rows of the published loss
 
 
-def test_the_gradient_is_that_of_the_whole_replay_on_average() -> None:
+@pytest.mark.parametrize("columns", [None, [2, 6]])
+def test_the_gradient_is_that_of_the_whole_replay_on_average(columns: list[int] | None) -> None:
     """Steps at fixed parameters, without noise: the mean of the sampled gradients is the whole one's."""
 
     def gradient(rows: int | None, steps: int) -> np.ndarray:
-        one = learner(rows, replay_noise=False, lr=1e-30)
+        one = learner(rows, columns, replay_noise=False, lr=1e-30)
         found = []
         for _ in range(steps):
             one.step()
@@ -187,8 +197,8 @@ def test_the_gradient_is_that_of_the_whole_replay_on_average() -> None:
 
     whole, sampled = gradient(None, 80), gradient(6, 80)
     error = np.linalg.norm(sampled - whole) / np.linalg.norm(whole)
-    assert error < 0.002
-    one = learner(6, replay_noise=False, lr=1e-30)
+    assert error < 0.005
+    one = learner(6, columns, replay_noise=False, lr=1e-30)
     one.step()
     assert np.linalg.norm(one.memory.grad.numpy() - whole) / np.linalg.norm(whole) > 0.005  # type: ignore[union-attr]
 
