@@ -75,6 +75,7 @@ def test_demo_quality(streams: Streams, seed: int) -> None:
 def test_make_demo_takes_at_most_three_minutes(tmp_path: Path) -> None:
     command = ["make", "demo", f"ARGS=--storage {tmp_path}"]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
+    subprocess.run(["make", "install"], cwd=REPOSITORY, check=True)
     seconds = []
     for _ in range(2):
         started = time.monotonic()
