@@ -252,9 +252,10 @@ def test_differences_names_nested_keys() -> None:
 
 def test_a_setting_that_is_not_said_is_what_it_was_before() -> None:
     old = {"method": {"kind": "lada", "beta": 1.0}}
-    later = {"method": {**old["method"], "replay_rows": None}}
-    assert differences(old, later) == ["method.replay_rows: 512 in the run, None now"]
-    assert differences(later, old) == ["method.replay_rows: None in the run, 512 now"]
+    later = {"method": {**old["method"], "replay_rows": 512}}
+    assert differences(old, later) == ["method.replay_rows: None in the run, 512 now"]
+    assert differences(later, old) == ["method.replay_rows: 512 in the run, None now"]
+    assert differences(old, {"method": {**old["method"], "replay_rows": None}}) == []
 
 
 def test_of_another_kind_the_kind_alone_differs() -> None:

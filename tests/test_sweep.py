@@ -508,6 +508,7 @@ def test_fresh_starts_over(
 # ---------------------------------------------------------------- Optuna, views
 
 
+@pytest.mark.accept
 def test_optuna_and_views(tiny: Tiny, searched: Sweep) -> None:
     space = {"views": {"choice": [0, 2]}, "method.beta": {"loguniform": [0.3, 10]}}
     sweep = tiny.sweep(tiny.config("optuna"), space, search="optuna", samples=3)

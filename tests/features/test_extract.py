@@ -298,6 +298,7 @@ def test_the_manifest_is_written_now_and_then_and_at_the_end(
     assert sum(written) == bank.size().views == 20
 
 
+@pytest.mark.accept
 def test_neither_pixels_nor_features_pass_through_the_driver(
     tmp_path: Path,
     tiny_encoder: EncoderSpec,
