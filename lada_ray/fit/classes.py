@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -146,39 +147,61 @@ def fit_classes(
     Returns:
         What it took.
     """
-    import ray
-
     asked = time.time()
     missing = _missing(bank, domains, vectors, components)
-    load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
-    features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
-    pending: dict[Any, int] = {}
-    for m in missing:
-        chunks = [fit.remote(features[m.images], m.kind, m.number, *chunk) for chunk in m.images.chunks()]
-        key = m.images.key(m.kind, m.number)
-        pending[gather.remote(bank.store, m.kind, key, *chunks)] = len(m.images.classes)
-    seconds, began = _collect(pending, progress)
+    if not missing:
+        return ClassFits({}, 0.0)
+    large = [m for m in missing if len(m.images.chunks()) > 1]
+    small = [m for m in missing if len(m.images.chunks()) == 1]
+    seconds, began = _collect(_start_small(bank, small) | _start_large(bank, large), progress)
     # Clocks of other nodes may differ a little.
-    return ClassFits(seconds, max(0.0, began - asked) if missing else 0.0)
+    return ClassFits(seconds, max(0.0, began - asked))
 
 
 def fit_classes_here(
     bank: FeatureBank, domains: Sequence[ClassImages], vectors: int, components: int
 ) -> None:
     """The same in this process, which is one of many that do not wait for each other; arguments as of `fit_classes`."""
-    for m in _missing(bank, domains, vectors, components):
-        features = _features(bank, m.images)
-        chunks = [_fit_chunk(features, m.kind, m.number, *chunk) for chunk in m.images.chunks()]
-        _gather(bank.store, m.kind, m.images.key(m.kind, m.number), *chunks)
+    _fit_files(bank, _missing(bank, domains, vectors, components))
 
 
 def _missing(
     bank: FeatureBank, domains: Sequence[ClassImages], vectors: int, components: int
 ) -> list[Missing]:
-    wanted = [Missing(d, "memory", vectors) for d in domains] + [
-        Missing(d, "mixture", components) for d in domains
-    ]
+    numbers: dict[Kind, int] = {"memory": vectors, "mixture": components}
+    wanted = [Missing(d, kind, number) for d in domains for kind, number in numbers.items()]
     return [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
+
+
+def _start_small(bank: FeatureBank, missing: Sequence[Missing]) -> dict[Any, int]:
+    """Tasks that make several files each, of `CHUNK_IMAGES` images in all, and the classes of each task.
+
+    Half a dozen small domains are less work than a second worker's start.
+    """
+    import ray
+
+    fit, groups, images = ray.remote(_fit_files), list[list[Missing]](), CHUNK_IMAGES
+    for m in missing:
+        size = sum(map(len, m.images.classes))
+        if images + size > CHUNK_IMAGES:
+            groups.append([])
+            images = 0
+        groups[-1].append(m)
+        images += size
+    return {fit.remote(bank, group): sum(len(m.images.classes) for m in group) for group in groups}
+
+
+def _start_large(bank: FeatureBank, missing: Sequence[Missing]) -> dict[Any, int]:
+    """Tasks that make a file each, out of what others make of its chunks, and the classes of each file."""
+    import ray
+
+    load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
+    features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
+    pending: dict[Any, int] = {}
+    for m in missing:
+        chunks = [fit.remote(features[m.images], m.kind, m.number, *chunk) for chunk in m.images.chunks()]
+        pending[gather.remote(bank.store, m, *chunks)] = len(m.images.classes)
+    return pending
 
 
 def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> tuple[dict[str, float], float]:
@@ -191,11 +214,23 @@ def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> t
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         done += pending.pop(ready)
-        kind, busy, began = result(ready)
-        seconds[STAGES[kind]] = seconds.get(STAGES[kind], 0.0) + busy
+        busy, began = result(ready)
+        for kind, more in busy.items():
+            seconds[STAGES[kind]] = seconds.get(STAGES[kind], 0.0) + more
         first = min(first, began)
         progress(done, total)
     return seconds, first
+
+
+def _fit_files(bank: FeatureBank, missing: Sequence[Missing]) -> tuple[dict[Kind, float], float]:
+    """Make these files in this process: busy seconds by kind, and when it began."""
+    began, seconds = time.time(), dict[Kind, float]()
+    for images, files in groupby(missing, lambda m: m.images):
+        loaded = _features(bank, images)
+        for m in files:
+            busy, _ = _gather(bank.store, m, _fit_chunk(loaded, m.kind, m.number, 0, len(images.classes)))
+            seconds[m.kind] = seconds.get(m.kind, 0.0) + busy[m.kind]
+    return seconds, began
 
 
 def _features(bank: FeatureBank, images: ClassImages) -> Loaded:
@@ -217,11 +252,11 @@ def _fit_chunk(loaded: Loaded, kind: Kind, number: int, start: int, stop: int) -
     return Chunk(fits, time.perf_counter() - started, loaded.began)
 
 
-def _gather(store: Store, kind: Kind, key: str, *chunks: Chunk) -> tuple[str, float, float]:
+def _gather(store: Store, missing: Missing, *chunks: Chunk) -> tuple[dict[Kind, float], float]:
     fits = [fit for chunk in chunks for fit in chunk.fits]
-    arrays = MemoryInit(*stack_memory(fits)) if kind == "memory" else stack_mixtures(fits)
-    _save(store, key, arrays)
-    return kind, sum(chunk.seconds for chunk in chunks), min(chunk.began for chunk in chunks)
+    arrays = MemoryInit(*stack_memory(fits)) if missing.kind == "memory" else stack_mixtures(fits)
+    _save(store, missing.images.key(missing.kind, missing.number), arrays)
+    return {missing.kind: sum(chunk.seconds for chunk in chunks)}, min(chunk.began for chunk in chunks)
 
 
 def remove_fits(bank: FeatureBank, kept: Sequence[ClassImages]) -> int:

@@ -86,6 +86,24 @@ def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None
     np.testing.assert_allclose(mixtures.means, means, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("images", "tasks"), [(CHUNK_IMAGES, 1), (8, 2), (4, 3)])
+def test_small_domains_share_a_task(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, images: int, tasks: int
+) -> None:
+    """Three domains of two classes with an image each, of which two kinds of file are made."""
+    monkeypatch.setattr(module, "CHUNK_IMAGES", images)
+    shas = list("abcdef")
+    features = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    bank = FeatureBank(open_store(tmp_path), "key", 4)
+    bank.table.enter([bank.write(shas, ["test"] * 6, features, "r")])
+    domains = [ClassImages(((one,), (two,))) for one, two in zip(shas[::2], shas[1::2], strict=True)]
+    heard: list[tuple[int, int]] = []
+    fit_classes(bank, domains, 2, 1, lambda done, total: heard.append((done, total)))
+    assert (heard[-1], len(heard)) == ((12, 12), tasks)
+    for i, domain in enumerate(domains):
+        np.testing.assert_array_equal(read_mixtures(bank, domain, 1).means, features[2 * i : 2 * i + 2])
+
+
 def test_in_this_process_they_are_the_same_bytes(tiny_world: TinyWorld, tmp_path: Path) -> None:
     bank = FeatureBank(open_store(tmp_path), "key", tiny_world.info.width)
     domains = [task.parts[0].images for task in tiny_world.plan().tasks]
