@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lada_ray.errors import LadaError
 from lada_ray.features.parts import Manifest, Part, PartTable, reread, row_keys
@@ -110,10 +111,8 @@ class FeatureBank:
         """The features [n, V, d] that are there, and which are, [n, V]."""
         out = np.full((len(unique), len(views), self.width), np.nan, np.float32)
         found = np.zeros(out.shape[:2], np.bool_)
-        rows, columns = pd.Index(unique), pd.Index(list(views))
         for name, keys in self.table.scan(KEYS):
-            row = rows.get_indexer(keys["sha256"].to_pandas())
-            column = columns.get_indexer(keys["view"].to_pandas().astype(str))
+            row, column = _positions(keys["sha256"], unique), _positions(keys["view"], views)
             hit = np.flatnonzero((row >= 0) & (column >= 0))
             if len(hit):
                 feature = self.table.read(name, ["feature"])["feature"].combine_chunks()
@@ -181,6 +180,15 @@ def banks(store: Store) -> Iterable[tuple[str, BankSize]]:
 def _size(manifest: Manifest) -> BankSize:
     parts = manifest.parts.values()
     return BankSize(sum(p.rows for p in parts), len(parts), sum(p.bytes for p in parts))
+
+
+def _positions(
+    column: pa.ChunkedArray, values: Sequence[str] | npt.NDArray[np.str_]
+) -> npt.NDArray[np.int32]:
+    """Where each entry is among these values, -1 where it is not."""
+    known = pa.array(list(values), pa.string())
+    found = pc.index_in(column.cast(pa.string()), value_set=known).fill_null(-1)
+    return np.asarray(found)
 
 
 def _matrix(feature: pa.FixedSizeListArray, width: int) -> npt.NDArray[np.float32]:
