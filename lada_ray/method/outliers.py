@@ -231,14 +231,29 @@ def _directions(unit: Doubles, own_means: Doubles, freedom: int) -> Doubles:
     number = min(DIRECTIONS, freedom, width)
     if number == 0:
         return np.zeros((0, width))
-    covariance = np.zeros((width, width))
-    for start in range(0, len(unit), ROWS):
-        residuals = unit[start : start + ROWS] - own_means[start : start + ROWS]
-        covariance += residuals.T @ residuals / freedom
-    values, vectors = eigh(covariance, subset_by_index=[width - number, width - 1])
-    floor = SHRINKAGE * np.trace(covariance) / width
+    values, vectors, trace = _leading(unit, own_means, number)
+    values, trace = values / freedom, trace / freedom
+    floor = SHRINKAGE * trace / width
     shrunk = (1 - SHRINKAGE) * np.maximum(values, 0) + max(floor, 1e-12)
     return np.sqrt(1 - np.sqrt(max(floor, 1e-12) / shrunk))[:, None] * vectors.T
+
+
+def _leading(unit: Doubles, own_means: Doubles, number: int) -> tuple[Doubles, Doubles, float]:
+    """Of the residuals' sum of products: its largest eigenvalues [r], their eigenvectors [d, r], and its trace."""
+    images, width = unit.shape
+    if images < width:
+        # The same from products between images: a smaller matrix with the same eigenvalues.
+        residuals = unit - own_means
+        products = residuals @ residuals.T
+        values, left = eigh(products, subset_by_index=[images - number, images - 1])
+        values = np.maximum(values, 1e-24)
+        return values, residuals.T @ left / np.sqrt(values), float(np.trace(products))
+    products = np.zeros((width, width))
+    for start in range(0, images, ROWS):
+        residuals = unit[start : start + ROWS] - own_means[start : start + ROWS]
+        products += residuals.T @ residuals
+    values, vectors = eigh(products, subset_by_index=[width - number, width - 1])
+    return values, vectors, float(np.trace(products))
 
 
 def _left_out(unit: Doubles, labels: Indices, folds: npt.NDArray[np.integer]) -> Iterator[Doubles]:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from lada_ray.method import calibration as module
 from lada_ray.method.calibration import (
+    REPLAYED,
     Temperature,
     calibration_error,
     fit_temperature,
@@ -159,6 +161,38 @@ def test_older_classes_come_first_among_the_seen_ones() -> None:
     assert one == two  # repeatable
     assert one.images == 8
     assert one.value < 1.5
+
+
+def test_few_replayed_rows_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold replays a sample of the components, and its temperature is nearly that of all of them."""
+    task, features, settings = noise_task(shots=16)
+    random = np.random.default_rng(2)
+    means = random.standard_normal((4 * REPLAYED, 24)).astype(np.float32)
+    old = Seen(
+        text=random.standard_normal((REPLAYED, 24)).astype(np.float32),
+        memory=means[::4, None] / np.linalg.norm(means[::4, None], axis=-1, keepdims=True),
+        mask=np.ones((REPLAYED, 1), np.bool_),
+        means=means,
+        variances=np.full(len(means), 0.1, np.float32),
+        weights=np.full(len(means), 0.25, np.float32),
+        labels=np.arange(REPLAYED).repeat(4),
+    )
+    folds, learnt = np.arange(len(features)) % 4, train(task, settings)
+    drawn, rows = TaskLearner._drawn, set[int]()
+
+    def count(self: TaskLearner, step: int) -> tuple[int, tuple[torch.Tensor, ...]]:
+        found = drawn(self, step)
+        rows.add(found[0])
+        return found
+
+    monkeypatch.setattr(TaskLearner, "_drawn", count)
+    few = seen_temperature(task, features, learnt, old, TAU, settings, 0, folds)
+    assert rows == {REPLAYED}
+    monkeypatch.setattr(module, "REPLAYED", len(means))
+    all_of_them = seen_temperature(task, features, learnt, old, TAU, settings, 0, folds)
+    assert rows == {REPLAYED, len(means)}
+    assert few.images == all_of_them.images
+    assert few.value == pytest.approx(all_of_them.value, rel=0.05)
 
 
 def test_no_image_can_be_left_out() -> None:

@@ -9,6 +9,7 @@ from lada_ray.method.outliers import (
     DIRECTIONS,
     ENOUGH,
     LEVELS,
+    SHRINKAGE,
     Nearest,
     Residuals,
     fit_outliers,
@@ -108,6 +109,24 @@ def test_directions_whiten_the_shrunk_covariance() -> None:
     np.testing.assert_allclose(
         reduce @ (0.2 * s + floor * np.eye(8)) @ reduce, floor * np.eye(8), atol=1e-6 * floor + 1e-9
     )
+
+
+def test_fewer_images_than_dimensions() -> None:
+    """Found from products between images, directions are those of the covariance all the same."""
+    features, labels = Domain(3).images(SHOTS)
+    wide = np.hstack([features, np.random.default_rng(0).standard_normal((len(features), 2 * WIDTH))])
+    assert len(wide) < wide.shape[1]
+    kept = fit_outliers(wide, labels, folds(labels))
+    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    residuals = unit - np.stack([unit[labels == label].mean(axis=0) for label in labels])
+    covariance = residuals.T @ residuals / (len(unit) - CLASSES)
+    values, vectors = np.linalg.eigh(covariance)
+    floor = SHRINKAGE * np.trace(covariance) / len(covariance)
+    shrunk = (1 - SHRINKAGE) * values[-DIRECTIONS:] + floor
+    expected = np.sqrt(1 - np.sqrt(floor / shrunk)) * vectors[:, -DIRECTIONS:]
+    found = kept["outlier_directions"]
+    assert found.shape == (DIRECTIONS, wide.shape[1])
+    np.testing.assert_allclose(found.T @ found, expected @ expected.T, atol=1e-6)
 
 
 def test_p_values_follow_the_quantiles() -> None:
