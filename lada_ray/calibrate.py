@@ -38,8 +38,7 @@ Floats = npt.NDArray[np.float32]
 class Calibrator:
     """Makes the calibration that is missing of a plan's packs, beside whatever else the cluster does.
 
-    What is begun at once is done in parallel. What is begun later waits for it: while a stream is learnt, one worker is
-    enough to keep up, and on a small machine a second one would take longer to start than it could help.
+    What is begun at once is done in parallel.
 
     Args:
         plan: the tasks to calibrate, as they were learnt; may be the last ones of a model alone.
@@ -60,12 +59,11 @@ class Calibrator:
         import ray
 
         store, run = open_store(self.model_uri), ray.remote(num_cpus=1)(_calibrate_and_write)
-        before = tuple(self._begun)
         learnt = [task for task in self._waiting if task.position < len(packs)]
         self._waiting = [task for task in self._waiting if task.position >= len(packs)]
         for task in learnt:
             if not store.exists(calibration_key(packs[task.position])):
-                self._begun.append(run.remote(self._shipped, task, self.model_uri, tuple(packs), *before))
+                self._begun.append(run.remote(self._shipped, task, self.model_uri, tuple(packs)))
 
     @cached_property
     def _shipped(self) -> Any:
@@ -88,11 +86,11 @@ class Calibrator:
         """Wait for all that was begun; `progress` is called with (packs done, packs to do)."""
         import ray
 
-        total, pending = len(self._begun), self._begun
-        while pending:
-            (ready,), pending = ray.wait(pending)
+        total = len(self._begun)
+        while self._begun:
+            (ready,), self._begun = ray.wait(self._begun)
             result(ready)
-            progress(total - len(pending), total)
+            progress(total - len(self._begun), total)
 
 
 def calibrate(
@@ -104,9 +102,7 @@ def calibrate(
         calibrator.wait(progress)
 
 
-def _calibrate_and_write(
-    plan: FitPlan, task: TaskPlan, model_uri: str, packs: Sequence[str], *before: None
-) -> None:
+def _calibrate_and_write(plan: FitPlan, task: TaskPlan, model_uri: str, packs: Sequence[str]) -> None:
     if plan.kind in TRAINED:
         # Memory that is trained on folds starts from them; those of older packs may have been made by older code.
         m = plan.settings

@@ -95,18 +95,20 @@ def learn_and_test(
     evaluator = Evaluator(run.store, plan_evaluation(stream, images, run.model_store.uri), console)
     write_tests(run.store, evaluator.evaluation.tests)
     keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
-    plan, rows = plan_fit(stream, tasks), []
+    plan, rows, calibrating = plan_fit(stream, tasks), [], partial(console.progress, "calibrating")
     with Calibrator(plan, run.model_store.uri) as calibrator:
         calibrator.begin(run.packs)
         for learnt, packs in learn(stream, run, images, plan, tracker, console):
-            calibrator.begin(packs)
+            with console.stage("calibrate"):
+                calibrator.wait(calibrating)
             rows.append(evaluator.row(packs, learnt))
+            calibrator.begin(packs)
             if len(packs) > learnt_before:
                 run.store.write("accuracy_matrix.csv", accuracy_table(rows[1:]).to_csv().encode())
                 console.say(progress_line(rows, len(tasks)))
             tracker.sync()
         with console.stage("calibrate"):
-            calibrator.wait(partial(console.progress, "calibrating"))
+            calibrator.wait(calibrating)
 
     fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
     busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}
