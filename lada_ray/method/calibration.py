@@ -138,7 +138,7 @@ def seen_temperature(
         learnt: what it left behind; its text features are taken as they are.
         seen: what earlier tasks left behind.
         tau: τ.
-        settings: as the task was learnt, its epochs included.
+        settings: as the task was learnt, its epochs included; `REPLAYED` rows are replayed at most.
         seed: of the run.
         folds: which fold each image is left out with, [n]; -1 never. A class keeps an image whatever fold is left out.
         tower: if given, the text tuner is trained anew in each fold, as well. With alpha 0 nothing is left out without.

@@ -48,6 +48,8 @@ LAST, TAIL = 99, 90
 ROUNDING = 1e-6
 # What an image adds to sums is a multiple of this: float64 adds such numbers exactly, up to 2^33 of them.
 GRAIN = 2.0**-20
+# A squared length that is none.
+TINY = 1e-24
 # Rows whose products exist at once when a covariance is summed.
 ROWS = 4096
 
@@ -246,8 +248,8 @@ def _leading(unit: Doubles, own_means: Doubles, number: int) -> tuple[Doubles, D
         residuals = unit - own_means
         products = residuals @ residuals.T
         values, left = eigh(products, subset_by_index=[images - number, images - 1])
-        values = np.maximum(values, 1e-24)
-        return values, residuals.T @ left / np.sqrt(values), float(np.trace(products))
+        lengths = np.sqrt(np.maximum(values, TINY))
+        return values, residuals.T @ left / lengths, float(np.trace(products))
     products = np.zeros((width, width))
     for start in range(0, images, ROWS):
         residuals = unit[start : start + ROWS] - own_means[start : start + ROWS]

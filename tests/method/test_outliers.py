@@ -129,6 +129,14 @@ def test_fewer_images_than_dimensions() -> None:
     np.testing.assert_allclose(found.T @ found, expected @ expected.T, atol=1e-6)
 
 
+def test_copies_vary_in_no_direction() -> None:
+    """More dimensions than images, each class's of one image: whatever rounding leaves is no direction."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.standard_normal((3, 40)), 5, axis=0)
+    kept = fit_outliers(features, np.repeat(np.arange(3), 5), np.full(15, -1))
+    np.testing.assert_allclose(kept["outlier_directions"], 0, atol=1e-9)
+
+
 def test_p_values_follow_the_quantiles() -> None:
     quantiles = LEVELS.astype(np.float32)  # left-out distances were uniform in 0..1
     p = p_values(np.array([-1, 0, 0.255, 0.5, 0.9, 0.99]), quantiles)
