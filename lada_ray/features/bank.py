@@ -111,8 +111,10 @@ class FeatureBank:
         """The features [n, V, d] that are there, and which are, [n, V]."""
         out = np.full((len(unique), len(views), self.width), np.nan, np.float32)
         found = np.zeros(out.shape[:2], np.bool_)
+        rows, columns = pd.Index(unique), pa.array(list(views), pa.string())
         for name, keys in self.table.scan(KEYS):
-            row, column = _positions(keys["sha256"], unique), _positions(keys["view"], views)
+            row = rows.get_indexer(keys["sha256"].to_pandas())
+            column = np.asarray(pc.index_in(keys["view"].cast(pa.string()), columns).fill_null(-1))
             hit = np.flatnonzero((row >= 0) & (column >= 0))
             if len(hit):
                 feature = self.table.read(name, ["feature"])["feature"].combine_chunks()
@@ -180,15 +182,6 @@ def banks(store: Store) -> Iterable[tuple[str, BankSize]]:
 def _size(manifest: Manifest) -> BankSize:
     parts = manifest.parts.values()
     return BankSize(sum(p.rows for p in parts), len(parts), sum(p.bytes for p in parts))
-
-
-def _positions(
-    column: pa.ChunkedArray, values: Sequence[str] | npt.NDArray[np.str_]
-) -> npt.NDArray[np.int32]:
-    """Where each entry is among these values, -1 where it is not."""
-    known = pa.array(list(values), pa.string())
-    found = pc.index_in(column.cast(pa.string()), value_set=known).fill_null(-1)
-    return np.asarray(found)
 
 
 def _matrix(feature: pa.FixedSizeListArray, width: int) -> npt.NDArray[np.float32]:

@@ -10,10 +10,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +33,17 @@ Kind = Literal["memory", "mixture"]
 STAGES: dict[Kind, str] = {"memory": "k-means", "mixture": "mixtures"}
 
 
+def grouped(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Runs of items of at most `most` in all, or of a single larger one: (first item, item after the last)."""
+    groups, start, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            groups.append((start, i))
+            start, total = i, 0
+        total += size
+    return [*groups, (start, len(sizes))] if sizes else []
+
+
 @dataclass(frozen=True)
 class ClassImages:
     """The training images of a domain by content: one sorted tuple of SHA-256 per class."""
@@ -48,15 +58,14 @@ class ClassImages:
             groups[label].append(sha)
         return cls(tuple(tuple(sorted(group)) for group in groups))
 
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return sum(map(len, self.classes))
+
     def chunks(self) -> list[tuple[int, int]]:
         """What one Ray task fits: (first class, class after the last), of at least one class."""
-        chunks, start, images = [], 0, 0
-        for j, group in enumerate(self.classes):
-            if images and images + len(group) > CHUNK_IMAGES:
-                chunks.append((start, j))
-                start, images = j, 0
-            images += len(group)
-        return [*chunks, (start, len(self.classes))]
+        return grouped([len(group) for group in self.classes], CHUNK_IMAGES)
 
     def key(self, kind: Kind, number: int) -> str:
         """Names the result of fitting `number` memory vectors or components to each of these classes."""
@@ -109,13 +118,18 @@ class Chunk:
     began: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Missing:
-    """One file to make: all classes of one domain, one kind."""
+    """One file to make, of all classes of one domain."""
 
-    images: ClassImages
     kind: Kind
     number: int
+    """Memory vectors or components per class."""
+    key: str
+
+
+Done = tuple[dict[Kind, float], float]
+"""Busy seconds by kind, and when the worker was there."""
 
 
 def read_memory(bank: FeatureBank, images: ClassImages, vectors: int) -> MemoryInit:
@@ -151,9 +165,14 @@ def fit_classes(
     missing = _missing(bank, domains, vectors, components)
     if not missing:
         return ClassFits({}, 0.0)
-    large = [m for m in missing if len(m.images.chunks()) > 1]
-    small = [m for m in missing if len(m.images.chunks()) == 1]
-    seconds, began = _collect(_start_small(bank, small) | _start_large(bank, large), progress)
+    small, large = ([i for i in missing if (len(i.chunks()) > 1) == many] for many in (False, True))
+    pending: dict[Any, int] = {}
+    # Half a dozen small domains are less work than the start of a second worker, which more tasks would bring.
+    for start, stop in grouped([images.size for images in small], CHUNK_IMAGES):
+        pending |= _start_together(bank, {images: missing[images] for images in small[start:stop]})
+    for images in large:
+        pending |= _start_in_chunks(bank, images, missing[images])
+    seconds, began = _collect(pending, progress)
     # Clocks of other nodes may differ a little.
     return ClassFits(seconds, max(0.0, began - asked))
 
@@ -162,45 +181,38 @@ def fit_classes_here(
     bank: FeatureBank, domains: Sequence[ClassImages], vectors: int, components: int
 ) -> None:
     """The same in this process, which is one of many that do not wait for each other; arguments as of `fit_classes`."""
-    _fit_files(bank, _missing(bank, domains, vectors, components))
+    for images, files in _missing(bank, domains, vectors, components).items():
+        _fit_domains(bank, {images: files})
 
 
 def _missing(
     bank: FeatureBank, domains: Sequence[ClassImages], vectors: int, components: int
-) -> list[Missing]:
+) -> dict[ClassImages, list[Missing]]:
+    """The files that are to be made, by domain."""
     numbers: dict[Kind, int] = {"memory": vectors, "mixture": components}
-    wanted = [Missing(d, kind, number) for d in domains for kind, number in numbers.items()]
-    return [m for m in wanted if not bank.store.exists(m.images.key(m.kind, m.number))]
+    wanted = {d: [Missing(kind, n, d.key(kind, n)) for kind, n in numbers.items()] for d in domains}
+    absent = {d: [f for f in files if not bank.store.exists(f.key)] for d, files in wanted.items()}
+    return {d: files for d, files in absent.items() if files}
 
 
-def _start_small(bank: FeatureBank, missing: Sequence[Missing]) -> dict[Any, int]:
-    """Tasks that make several files each, of `CHUNK_IMAGES` images in all, and the classes of each task.
-
-    Half a dozen small domains are less work than a second worker's start.
-    """
+def _start_together(bank: FeatureBank, missing: Mapping[ClassImages, Sequence[Missing]]) -> dict[Any, int]:
+    """One task that makes all files of some domains, and the classes that it fits."""
     import ray
 
-    fit, groups, images = ray.remote(_fit_files), list[list[Missing]](), CHUNK_IMAGES
-    for m in missing:
-        size = sum(map(len, m.images.classes))
-        if images + size > CHUNK_IMAGES:
-            groups.append([])
-            images = 0
-        groups[-1].append(m)
-        images += size
-    return {fit.remote(bank, group): sum(len(m.images.classes) for m in group) for group in groups}
+    classes = sum(len(images.classes) * len(files) for images, files in missing.items())
+    return {ray.remote(_fit_domains).remote(bank, missing): classes}
 
 
-def _start_large(bank: FeatureBank, missing: Sequence[Missing]) -> dict[Any, int]:
-    """Tasks that make a file each, out of what others make of its chunks, and the classes of each file."""
+def _start_in_chunks(bank: FeatureBank, images: ClassImages, missing: Sequence[Missing]) -> dict[Any, int]:
+    """A task per file of a domain, made of what others fit of its classes, and the classes of each."""
     import ray
 
-    load, fit, gather = ray.remote(_features), ray.remote(_fit_chunk), ray.remote(_gather)
-    features = {images: load.remote(bank, images) for images in dict.fromkeys(m.images for m in missing)}
+    load: Any = ray.remote(_features)
+    fit, gather, features = ray.remote(_fit_chunk), ray.remote(_gather), load.remote(bank, images)
     pending: dict[Any, int] = {}
-    for m in missing:
-        chunks = [fit.remote(features[m.images], m.kind, m.number, *chunk) for chunk in m.images.chunks()]
-        pending[gather.remote(bank.store, m, *chunks)] = len(m.images.classes)
+    for file in missing:
+        chunks = [fit.remote(features, file, *chunk) for chunk in images.chunks()]
+        pending[gather.remote(bank.store, file, *chunks)] = len(images.classes)
     return pending
 
 
@@ -222,41 +234,43 @@ def _collect(pending: dict[Any, int], progress: Callable[[int, int], None]) -> t
     return seconds, first
 
 
-def _fit_files(bank: FeatureBank, missing: Sequence[Missing]) -> tuple[dict[Kind, float], float]:
-    """Make these files in this process: busy seconds by kind, and when it began."""
-    began, seconds = time.time(), dict[Kind, float]()
-    for images, files in groupby(missing, lambda m: m.images):
-        loaded = _features(bank, images)
-        for m in files:
-            busy, _ = _gather(bank.store, m, _fit_chunk(loaded, m.kind, m.number, 0, len(images.classes)))
-            seconds[m.kind] = seconds.get(m.kind, 0.0) + busy[m.kind]
-    return seconds, began
-
-
-def _features(bank: FeatureBank, images: ClassImages) -> Loaded:
-    """Raw deterministic features of every class."""
+def _features(bank: FeatureBank, *domains: ClassImages) -> Loaded:
+    """Raw deterministic features of every class of these domains, one after the other."""
     began = time.time()
-    flat = bank.fetch([sha for group in images.classes for sha in group], [TEST_VIEW])[:, 0]
-    return Loaded(np.split(flat, np.cumsum([len(group) for group in images.classes])[:-1]), began)
+    groups = [group for images in domains for group in images.classes]
+    flat = bank.fetch([sha for group in groups for sha in group], [TEST_VIEW])[:, 0]
+    return Loaded(np.split(flat, np.cumsum([len(group) for group in groups])[:-1]), began)
 
 
-def _fit_chunk(loaded: Loaded, kind: Kind, number: int, start: int, stop: int) -> Chunk:
+def _fit_domains(bank: FeatureBank, missing: Mapping[ClassImages, Sequence[Missing]]) -> Done:
+    """Make these files in this process."""
+    loaded, start = _features(bank, *missing), 0
+    seconds: dict[Kind, float] = {}
+    for images, files in missing.items():
+        own = Loaded(loaded.features[start : start + len(images.classes)], loaded.began)
+        start += len(images.classes)
+        for file in files:
+            busy, _ = _gather(bank.store, file, *(_fit_chunk(own, file, *chunk) for chunk in images.chunks()))
+            seconds[file.kind] = seconds.get(file.kind, 0.0) + busy[file.kind]
+    return seconds, loaded.began
+
+
+def _fit_chunk(loaded: Loaded, file: Missing, start: int, stop: int) -> Chunk:
     """Fit the classes from `start` to before `stop`."""
     started = time.perf_counter()
     part = loaded.features[start:stop]
-    if kind == "memory":
+    if file.kind == "memory":
         unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in part]
-        fits: list[Any] = init_memories(unit, number)
+        fits: list[Any] = init_memories(unit, file.number)
     else:
-        fits = fit_mixtures(part, number)
+        fits = fit_mixtures(part, file.number)
     return Chunk(fits, time.perf_counter() - started, loaded.began)
 
 
-def _gather(store: Store, missing: Missing, *chunks: Chunk) -> tuple[dict[Kind, float], float]:
+def _gather(store: Store, file: Missing, *chunks: Chunk) -> Done:
     fits = [fit for chunk in chunks for fit in chunk.fits]
-    arrays = MemoryInit(*stack_memory(fits)) if missing.kind == "memory" else stack_mixtures(fits)
-    _save(store, missing.images.key(missing.kind, missing.number), arrays)
-    return {missing.kind: sum(chunk.seconds for chunk in chunks)}, min(chunk.began for chunk in chunks)
+    _save(store, file.key, MemoryInit(*stack_memory(fits)) if file.kind == "memory" else stack_mixtures(fits))
+    return {file.kind: sum(chunk.seconds for chunk in chunks)}, min(chunk.began for chunk in chunks)
 
 
 def remove_fits(bank: FeatureBank, kept: Sequence[ClassImages]) -> int:

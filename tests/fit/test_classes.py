@@ -16,6 +16,7 @@ from lada_ray.fit.classes import (
     ClassImages,
     fit_classes,
     fit_classes_here,
+    grouped,
     read_memory,
     read_mixtures,
     stack_mixtures,
@@ -86,7 +87,7 @@ def test_more_classes_than_a_task_takes(tmp_path: Path, ray_local: None) -> None
     np.testing.assert_allclose(mixtures.means, means, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("images", "tasks"), [(CHUNK_IMAGES, 1), (8, 2), (4, 3)])
+@pytest.mark.parametrize(("images", "tasks"), [(CHUNK_IMAGES, 1), (4, 2), (2, 3)])
 def test_small_domains_share_a_task(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, images: int, tasks: int
 ) -> None:
@@ -133,6 +134,13 @@ def test_in_this_process_more_classes_than_a_chunk_holds(tmp_path: Path) -> None
     means = features.reshape(classes, 2, 4).astype(np.float64).mean(axis=1)
     assert read_memory(bank, images, 3).memory.shape == (classes, 2, 4)
     np.testing.assert_allclose(read_mixtures(bank, images, 1).means, means, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_are_of_neighbours() -> None:
+    assert grouped([4, 4, 4, 30, 1, 9, 1], 10) == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
+    assert grouped([0, 30, 0], 10) == [(0, 1), (1, 2), (2, 3)]
+    assert grouped([5], 10) == [(0, 1)]
+    assert grouped([], 10) == []
 
 
 def test_a_chunk_holds_whole_classes(monkeypatch: pytest.MonkeyPatch) -> None:
