@@ -32,6 +32,9 @@ from lada_ray.views import TEST_VIEW
 
 FOLD_SEED = 42
 """Like k-means and mixtures: the folds of a task do not depend on the run's seed."""
+# As much as a test takes: on a small machine either finds room beside training.
+TASK_CPUS = 0.5
+POLL_S = 0.25
 Floats = npt.NDArray[np.float32]
 
 
@@ -58,7 +61,7 @@ class Calibrator:
         """
         import ray
 
-        store, run = open_store(self.model_uri), ray.remote(num_cpus=1)(_calibrate_and_write)
+        store, run = open_store(self.model_uri), ray.remote(num_cpus=TASK_CPUS)(_calibrate_and_write)
         learnt = [task for task in self._waiting if task.position < len(packs)]
         self._waiting = [task for task in self._waiting if task.position >= len(packs)]
         for task in learnt:
@@ -83,13 +86,14 @@ class Calibrator:
                 ray.cancel(reference)
 
     def wait(self, progress: Callable[[int, int], None]) -> None:
-        """Wait for all that was begun; `progress` is called with (packs done, packs to do)."""
+        """Wait for all that was begun; `progress` is called now and then with (packs done, packs to do)."""
         import ray
 
         total = len(self._begun)
         while self._begun:
-            (ready,), self._begun = ray.wait(self._begun)
-            result(ready)
+            ready, self._begun = ray.wait(self._begun, timeout=POLL_S)
+            for reference in ready:
+                result(reference)
             progress(total - len(self._begun), total)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from lada_ray.calibrate import Calibrator
@@ -95,24 +94,37 @@ def learn_and_test(
     evaluator = Evaluator(run.store, plan_evaluation(stream, images, run.model_store.uri), console)
     write_tests(run.store, evaluator.evaluation.tests)
     keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
-    plan, rows, calibrating = plan_fit(stream, tasks), [], partial(console.progress, "calibrating")
+    plan, rows = plan_fit(stream, tasks), []
     with Calibrator(plan, run.model_store.uri) as calibrator:
         calibrator.begin(run.packs)
         for learnt, packs in learn(stream, run, images, plan, tracker, console):
-            with console.stage("calibrate"):
-                calibrator.wait(calibrating)
+            wait_for_calibration(calibrator, run, console)
             rows.append(evaluator.row(packs, learnt))
             calibrator.begin(packs)
             if len(packs) > learnt_before:
                 run.store.write("accuracy_matrix.csv", accuracy_table(rows[1:]).to_csv().encode())
                 console.say(progress_line(rows, len(tasks)))
             tracker.sync()
-        with console.stage("calibrate"):
-            calibrator.wait(calibrating)
+        wait_for_calibration(calibrator, run, console)
 
     fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
     busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}
     return finish(stream, run, images, evaluator, rows, busy, console)
+
+
+def wait_for_calibration(calibrator: Calibrator, run: Run, console: Console) -> None:
+    """Wait for what was begun: tests and calibrations take turns, so that one worker does both.
+
+    Beside a test, a calibration would go to a second worker whenever a core is free, as when training ends: on a small
+    machine that takes longer to start than all that is left to do.
+    """
+
+    def show(done: int, total: int) -> None:
+        run.lease.check()
+        console.progress("calibrating", done, total)
+
+    with console.stage("calibrate"):
+        calibrator.wait(show)
 
 
 def learn(

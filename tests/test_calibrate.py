@@ -45,7 +45,7 @@ def test_files_are_made_once_and_are_always_the_same(
     store = open_store(copy)
     assert [store.exists(calibration_key(digest)) for digest in packs] == [False, True]
     calibrate(plan, copy, packs, lambda done, total: told.append((done, total)))
-    assert told == [(1, 1), (1, 1)]
+    assert [(done, total) for done, total in told if done] == [(1, 1), (1, 1)]
     for task, digest in zip(plan.tasks, packs, strict=True):
         again = calibrate_pack(plan, task, copy, packs)
         assert store.read(calibration_key(digest)) == again.to_bytes()
@@ -65,8 +65,12 @@ def test_packs_are_calibrated_as_they_come(
     with Calibrator(plan, str(tmp_path / "model")) as calibrator:
         for count in (0, 1, 1, 2):  # nothing is begun twice
             calibrator.begin(packs[:count])
+            if count == 1:
+                calibrator.wait(lambda done, total: told.append((done, total)))
+        assert told[-1] == (1, 1)
         calibrator.wait(lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
+        assert told[-1] == (1, 1)
+        calibrator.wait(lambda done, total: pytest.fail("nothing is left to wait for"))
     store = open_store(tmp_path / "model")
     for task, digest in zip(plan.tasks, packs, strict=True):
         assert (
