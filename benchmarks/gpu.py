@@ -7,6 +7,7 @@ Neither Ray nor MLflow, nor anything else of the project's dependencies, is impo
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ MODEL, SIZE, BATCH = "ViT-B-16", 224, 256
 BATCHES = 40
 # Floating point operations of ViT-B/16's image tower per image: 12 blocks on 197 tokens of width 768.
 FLOP_PER_IMAGE = 35.1e9
-# Dense bf16 peaks in Tflop/s, by a part of the GPU's name.
+# Dense bf16 peaks in Tflop/s, by words of the GPU's name.
 PEAKS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
     "RTX 4090": 165, "RTX 3090": 71,
@@ -64,9 +65,14 @@ def _rates(functions: dict[str, Callable[[], Any]], images: int, repeats: int) -
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
+def peak_of(name: str) -> int | None:
+    """A GPU's dense bf16 peak in Tflop/s; an A10G is no A10."""
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
 def _result(rates: dict[str, float]) -> Result:
     name = torch.cuda.get_device_name()
-    peak = next((value for part, value in PEAKS.items() if part in name), None)
+    peak = peak_of(name)
     figures: dict[str, Any] = {f"{what}, images/s": rate for what, rate in rates.items()}
     figures["pipeline over bare encoder"] = rates["pipeline"] / rates["bare encoder"]
     for what, rate in rates.items():

@@ -24,7 +24,8 @@ def measure(repeats: int, quick: bool) -> Result:
     torch.manual_seed(0)
     model = open_clip.create_model(MODEL).eval()
     pixels = torch.randn(BATCH, 3, 224, 224)
-    head = make(1000 if quick else CLASSES)
+    classes = 1000 if quick else CLASSES
+    head = make(classes)
     features = class_features(BATCH, 1, WIDTH, seed=9)[:, 0]
 
     def encode() -> None:
@@ -33,7 +34,7 @@ def measure(repeats: int, quick: bool) -> Result:
 
     seconds = interleaved({"head": lambda: head.predict_scored(features), "encoder": encode}, repeats)
     share = 100 * seconds["head"] / seconds["encoder"]
-    found = fresh("predict_head:peak", classes=1000 if quick else CLASSES)
+    found = fresh("predict_head:peak", classes=classes)
     added = (found["peak_bytes"] - found["value"]) / 1e9
     bars = (
         Bar("share of the encoder's time, %", share, "at most", 5),
@@ -44,7 +45,7 @@ def measure(repeats: int, quick: bool) -> Result:
         "before, GB (interpreter, torch)": found["value"] / 1e9,
         "in all, GB": found["peak_bytes"] / 1e9,
     }
-    return Result("predict_head", f"{CLASSES} classes x {VECTORS} vectors, batch {BATCH}", bars, figures)
+    return Result("predict_head", f"{classes} classes x {VECTORS} vectors, batch {BATCH}", bars, figures)
 
 
 def make(classes: int) -> Head:

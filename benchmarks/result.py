@@ -44,8 +44,9 @@ class Result:
 
     @property
     def line(self) -> str:
-        """All that counts, in one line."""
-        said = "; ".join(map(str, self.bars)) or "nothing promised"
+        """All that counts, in one line: the bars, or the figures where nothing was promised."""
+        figures = [f"{name} {value:.3g}" for name, value in self.figures.items() if isinstance(value, float)]
+        said = "; ".join(map(str, self.bars)) or "; ".join(figures) or "nothing measured"
         return f"{self.name}: {self.what}: {said}. {self.machine}"
 
     def to_json(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import numpy as np
 from benchmarks.made_up import class_features, class_names
 from benchmarks.result import Bar, Result
 from benchmarks.timing import interleaved
+from lada_ray.calibrate import calibrate_pack
+from lada_ray.calibration import calibration_key
 from lada_ray.config import EncoderConfig, MethodConfig, StreamConfig
 from lada_ray.domains import FolderSpec
 from lada_ray.encoder import EncoderInfo, EncoderSpec
@@ -30,7 +32,7 @@ from lada_ray.fit.task import TextSide, learn_tasks, read_seen, task_data
 from lada_ray.method.learner import Seen, TaskLearner
 from lada_ray.method.settings import LadaSettings
 from lada_ray.method.tuner import CausalTextTower
-from lada_ray.model import LadaModel
+from lada_ray.model import LadaModel, cached_pack
 from lada_ray.run import Json, Run, RunLedger
 from lada_ray.store import open_store
 from lada_ray.tracking import Tracker
@@ -71,7 +73,7 @@ def _figures(
     fits = {str(k): _fit(world, ledger, packs[: k - 1], k - 1) for k in (early, late)}
     times = interleaved(fits, repeats)
     reading = interleaved(
-        {"load": lambda: LadaModel.load(world.model), "resume": lambda: read_seen(world.plan, ledger, packs)},
+        {"load": lambda: LadaModel.load(world.model), "resume": lambda: _resume(world, ledger, packs)},
         repeats,
     )
     size = sum(f.stat().st_size for f in Path(world.model).rglob("*.safetensors"))
@@ -83,14 +85,23 @@ def _figures(
     return {**figures, "bytes per pack": size / len(packs)}
 
 
+def _resume(world: World, ledger: RunLedger, packs: tuple[str, ...]) -> Seen:
+    """What a worker does that goes on after these packs."""
+    cached_pack.cache_clear()
+    return read_seen(world.plan, ledger, packs)
+
+
 def _learn(world: World, run: Run, ledger: RunLedger) -> Iterator[float]:
-    """Learn all tasks; what each took beside its fit: reading features, committing, tracking, seconds."""
+    """Learn all tasks; what each took beside its fit: reading features, committing, calibrating, tracking, seconds."""
     tracker = Tracker(run.store, f"sqlite:///{world.folder}/mlflow.db", "bench", "bench", {}, _silent)
     tracker.open()
     started = time.perf_counter()
     for digest in learn_tasks(world.plan, ledger, "cpu", text=world.text):
         position = len(ledger.packs())
         row = Row(f"domain {position}", {"domain 0": [1] * CLASSES}, {"domain 0": [2] * CLASSES})
+        packs, model = ledger.packs(), open_store(world.model)
+        made = calibrate_pack(world.plan, world.plan.tasks[position - 1], world.model, packs)
+        model.write(calibration_key(digest), made.to_bytes())
         run.store.write(f"rows/{digest}-1.json", json.dumps(asdict(row)).encode())
         tracker.start_task(f"domain {position}", position)
         tracker.sync()

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.classes import compare
+from benchmarks.gpu import peak_of
 from benchmarks.made_up import class_features, class_names
 from benchmarks.page import results_html
 from benchmarks.result import Bar, Result
@@ -29,6 +30,33 @@ def test_a_line_says_all_that_counts() -> None:
         "step: a step: times faster 4 (at least 3). a machine"
     )
     assert "cores" in Result("step", "a step", ()).machine
+    assert Result("gpu", "a GPU", (), {"images/s": 9876.0, "peak": "not known"}, "it").line == (
+        "gpu: a GPU: images/s 9.88e+03. it"
+    )
+
+
+def test_a_gpu_is_known_by_whole_words() -> None:
+    peaks = {
+        name: peak_of(f"NVIDIA {name}")
+        for name in ("A10", "A10G", "A100-SXM4-80GB", "RTX A1000", "L4", "L40")
+    }
+    assert peaks == {
+        "A10": 125,
+        "A10G": None,
+        "A100-SXM4-80GB": 312,
+        "RTX A1000": None,
+        "L4": 121,
+        "L40": None,
+    }
+    assert (peak_of("NVIDIA H100 PCIe"), peak_of("NVIDIA H200")) == (756, 989)
+
+
+@pytest.mark.accept
+@pytest.mark.parametrize("name", [name for name in command.NAMES if name != "gpu"])
+def test_each_runs_on_less(name: str, tmp_path: Path) -> None:
+    assert command.main([name, "--quick", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    (said,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert said["figures"]
 
 
 def test_the_page_and_the_json(tmp_path: Path) -> None:
