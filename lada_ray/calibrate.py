@@ -153,9 +153,7 @@ def _unseen_temperature(
 def _seen_temperature(
     plan: FitPlan, task: TaskPlan, features: Floats, earlier: Sequence[TaskPack], own: TaskPack
 ) -> Temperature:
-    seen = Seen.nothing(plan.bank.width)
-    for pack in earlier:
-        seen = extend(seen, pack.tensors)
+    seen = extend(Seen.nothing(plan.bank.width), *((pack.tensors, None) for pack in earlier))
     seen = only(seen, _others(earlier, own))
     # Labels that it extends are left out of `seen`: here, all of its classes are new.
     data = replace(task_data(plan, task, None), columns=None)

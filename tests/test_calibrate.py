@@ -130,7 +130,7 @@ def test_extended_labels_are_left_out_of_what_is_seen() -> None:
             "labels": np.array([0, 1, 1]),
         }
 
-    both = extend(extend(Seen.nothing(3), tensors(1)), tensors(2))
+    both = extend(Seen.nothing(3), (tensors(1), None), (tensors(2), None))
     found = only(both, np.array([True, False, False, True]))
     assert found.text[:, 0].tolist() == found.memory[:, 0, 0].tolist() == [1, 2]
     assert found.means[:, 0].tolist() == found.weights.tolist() == [1, 2, 2]

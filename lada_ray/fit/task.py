@@ -208,7 +208,7 @@ def learn_tasks(
         fitted = _fit(plan, task, learner, ledger, team)
         if team.chief:
             parent = ledger.commit(task, fitted, parent)
-        seen = extend(seen, fitted.tensors, task.columns)
+        seen = extend(seen, (fitted.tensors, task.columns))
         yield parent or ""
 
 
@@ -238,10 +238,7 @@ def _views(plan: FitPlan, task: TaskPlan) -> npt.NDArray[np.float32]:
 def _read_init(plan: FitPlan, task: TaskPlan) -> MemoryInit:
     """The initial memory of all classes of a task."""
     parts = [read_memory(plan.bank, part.images, plan.settings.memory_per_class) for part in task.parts]
-    init = parts[0]
-    for part in parts[1:]:
-        init = MemoryInit(*_stacked(init.memory, init.mask, part.memory, part.mask))
-    return init
+    return MemoryInit(*_stacked([(part.memory, part.mask) for part in parts]))
 
 
 def _read_mixtures(plan: FitPlan, task: TaskPlan) -> Mixtures:
@@ -326,52 +323,57 @@ def checkpoint_key(plan: FitPlan, task: TaskPlan) -> str:
 
 def read_seen(plan: FitPlan, ledger: Ledger, packs: Sequence[str]) -> Seen:
     """The state after these packs, which are those of the plan's first tasks."""
-    seen = Seen.nothing(plan.bank.width)
-    for task, digest in zip(plan.tasks, packs, strict=False):
-        seen = extend(seen, ledger.tensors(digest), task.columns)
-    return seen
+    learnt = [(ledger.tensors(digest), task.columns) for task, digest in zip(plan.tasks, packs, strict=False)]
+    return extend(Seen.nothing(plan.bank.width), *learnt)
 
 
-def extend(seen: Seen, pack: Mapping[str, npt.NDArray[Any]], columns: Sequence[int] | None = None) -> Seen:
-    """The state after one more pack.
+def extend(seen: Seen, *packs: tuple[Mapping[str, npt.NDArray[Any]], Sequence[int] | None]) -> Seen:
+    """The state after more packs.
 
     Args:
         seen: the state before.
-        pack: its tensors.
-        columns: index of each of its classes, where some were seen before; None: they follow those seen.
+        packs: of each its tensors, and the index of each of its classes where some were seen before; None: they follow
+            those seen.
     """
-    before = len(seen.text)
-    index = np.arange(before, before + len(pack["text"])) if columns is None else np.array(columns, np.int64)
-    memory, mask = _stacked(seen.memory, seen.mask, pack["memory"], pack["mask"].astype(np.bool_))
+    before = total = len(seen.text)
+    indices = []
+    for pack, columns in packs:
+        index = (
+            np.arange(total, total + len(pack["text"])) if columns is None else np.array(columns, np.int64)
+        )
+        indices.append(index)
+        total = max(total, index.max(initial=-1) + 1)
+    tensors = [pack for pack, _ in packs]
+    memory, mask = _stacked([(seen.memory, seen.mask), *((p["memory"], p["mask"]) for p in tensors)])
     owner = seen.owner
-    if owner is not None or columns is not None:
-        owner = np.concatenate([np.arange(before) if owner is None else owner, index])
-    text = np.zeros((max(before, index.max(initial=-1) + 1), seen.text.shape[1]), np.float32)
+    if owner is not None or any(columns is not None for _, columns in packs):
+        owner = np.concatenate([np.arange(before) if owner is None else owner, *indices])
+    text = np.zeros((total, seen.text.shape[1]), np.float32)
     text[:before] = seen.text
-    text[index] = pack["text"]
+    for pack, index in zip(tensors, indices, strict=True):
+        text[index] = pack["text"]
+    labels = (index[pack["labels"]] for pack, index in zip(tensors, indices, strict=True))
     return Seen(
         text=text,
         memory=memory,
         mask=mask,
-        means=np.concatenate([seen.means, pack["means"]]),
-        variances=np.concatenate([seen.variances, pack["variances"]]),
-        weights=np.concatenate([seen.weights, pack["weights"]]),
-        labels=np.concatenate([seen.labels, index[pack["labels"]]]),
+        means=np.concatenate([seen.means, *(pack["means"] for pack in tensors)]),
+        variances=np.concatenate([seen.variances, *(pack["variances"] for pack in tensors)]),
+        weights=np.concatenate([seen.weights, *(pack["weights"] for pack in tensors)]),
+        labels=np.concatenate([seen.labels, *labels]),
         owner=owner,
     )
 
 
 def _stacked(
-    memory: npt.NDArray[np.float32],
-    mask: npt.NDArray[np.bool_],
-    more: npt.NDArray[np.float32],
-    more_mask: npt.NDArray[np.bool_],
+    groups: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Memory of two groups of classes with a common number of vectors per class."""
-    length = max(memory.shape[1], more.shape[1])
+    """Memory and mask of groups of classes with a common number of vectors per class."""
+    length = max(memory.shape[1] for memory, _ in groups)
 
     def pad(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         missing = length - array.shape[1]
-        return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2))
+        return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2)) if missing else array
 
-    return np.concatenate([pad(memory), pad(more)]), np.concatenate([pad(mask), pad(more_mask)])
+    memory = np.concatenate([pad(memory) for memory, _ in groups])
+    return memory, np.concatenate([pad(mask.astype(np.bool_)) for _, mask in groups])

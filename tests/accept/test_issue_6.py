@@ -154,7 +154,7 @@ class World:
             while train and not learner.done:
                 learner.step()
             mixtures = stack_mixtures(fit_mixtures(plain, settings.mixture_components))
-            seen = extend(seen, pack_tensors(learner.learnt(), mask, mixtures))
+            seen = extend(seen, (pack_tensors(learner.learnt(), mask, mixtures), None))
             found.append(self.accuracy(seen, settings))
         return found
 

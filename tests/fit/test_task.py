@@ -319,7 +319,7 @@ def small_pack(classes: int, length: int, value: float) -> Tensors:
 
 
 def test_extend_appends_classes_and_pads_memory() -> None:
-    seen = extend(extend(Seen.nothing(2), small_pack(2, 1, 1.0)), small_pack(1, 3, 2.0))
+    seen = extend(Seen.nothing(2), (small_pack(2, 1, 1.0), None), (small_pack(1, 3, 2.0), None))
     assert seen.text[:, 0].tolist() == [1, 1, 2]
     assert seen.memory[..., 0].tolist() == [[1, 0, 0], [1, 0, 0], [2, 2, 2]]
     assert seen.mask.tolist() == [[True, False, False]] * 2 + [[True] * 3]
@@ -329,9 +329,13 @@ def test_extend_appends_classes_and_pads_memory() -> None:
 
 
 def test_extend_keeps_the_place_of_classes_that_are_learnt_again() -> None:
-    seen = extend(Seen.nothing(2), small_pack(2, 1, 1.0))
-    seen = extend(seen, small_pack(2, 1, 2.0), columns=(1, 2))
-    seen = extend(seen, small_pack(1, 1, 3.0))
+    packs = [(small_pack(2, 1, 1.0), None), (small_pack(2, 1, 2.0), (1, 2)), (small_pack(1, 1, 3.0), None)]
+    seen = extend(Seen.nothing(2), *packs)
+    one_by_one = Seen.nothing(2)
+    for pack in packs:
+        one_by_one = extend(one_by_one, pack)
+    for name, array in vars(seen).items():
+        np.testing.assert_array_equal(array, getattr(one_by_one, name))
     assert seen.text[:, 0].tolist() == [1, 2, 2, 3]
     assert seen.memory[:, 0, 0].tolist() == [1, 1, 2, 2, 3]
     assert seen.owner is not None
@@ -354,7 +358,7 @@ def test_what_is_trained_on_is_what_predicts_when_a_class_is_learnt_again() -> N
     packs = [pack(classes) for classes in names]
     seen = Seen.nothing(4)
     for one, columns in zip(packs, (None, (1, 2), None), strict=True):
-        seen = extend(seen, one.tensors, columns)
+        seen = extend(seen, (one.tensors, columns))
     assert seen.owner is not None
     unit = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
     text = F.normalize(torch.tensor(seen.text), dim=-1)
@@ -379,7 +383,7 @@ def test_packs_in_half_precision_are_half_as_large() -> None:
         np.testing.assert_allclose(half[name], whole[name], rtol=5e-4, atol=1e-6)
     for name in ("variances", "weights", "labels", "mask"):  # variances may be as small as 1e-6
         np.testing.assert_array_equal(half[name], whole[name])
-    seen = extend(extend(Seen.nothing(8), half), half)
+    seen = extend(Seen.nothing(8), (half, None), (half, None))
     assert {a.dtype for a in (seen.text, seen.memory, seen.means, seen.variances)} == {np.dtype(np.float32)}
 
 
