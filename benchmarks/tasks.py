@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.made_up import class_features, class_names
 from benchmarks.result import Bar, Result
 from benchmarks.timing import interleaved
 from lada_ray.calibrate import calibrate_pack
-from lada_ray.calibration import calibration_key
+from lada_ray.calibration import PackCalibration, calibration_key
 from lada_ray.config import EncoderConfig, MethodConfig, StreamConfig
 from lada_ray.domains import FolderSpec
 from lada_ray.encoder import EncoderInfo, EncoderSpec
@@ -41,7 +42,7 @@ from lada_ray.views import TEST_VIEW, Preprocess
 MODEL, WIDTH, TAU = "ViT-B-16", 512, 100.0
 CLASSES, IMAGES = 10, 16
 PROMPT = "a photo of a {}."
-# Of a fit that is timed on its own; the stream itself, which only has to be there, makes one pass.
+# Of a fit or calibration that is timed on its own; the stream itself, which only has to be there, makes one pass.
 EPOCHS = 4
 # Tasks around the tenth and the hundredth whose other costs are averaged.
 AROUND = 5
@@ -70,18 +71,19 @@ def _figures(
     world: World, ledger: RunLedger, early: int, late: int, others: list[float], repeats: int
 ) -> dict[str, float]:
     packs = ledger.packs()
-    fits = {str(k): _fit(world, ledger, packs[: k - 1], k - 1) for k in (early, late)}
-    times = interleaved(fits, repeats)
+    work = {f"fit {k}": _fit(world, ledger, packs[: k - 1], k - 1) for k in (early, late)}
+    work |= {f"calibration {k}": partial(_calibrate, world, packs[:k]) for k in (early, late)}
+    times = interleaved(work, repeats)
     reading = interleaved(
         {"load": lambda: LadaModel.load(world.model), "resume": lambda: _resume(world, ledger, packs)},
         repeats,
     )
     size = sum(f.stat().st_size for f in Path(world.model).rglob("*.safetensors"))
-    figures = {f"{name}, s": value for name, value in reading.items()}
+    figures = {f"{name}, s": value for name, value in {**times, **reading}.items()}
     for k in (early, late):
         beside = median(others[max(0, k - AROUND) : k])
-        figures |= {f"fit {k}, s": times[str(k)], f"everything else {k}, s": beside}
-        figures[f"task {k}, s"] = times[str(k)] + beside
+        figures[f"everything else {k}, s"] = beside
+        figures[f"task {k}, s"] = times[f"fit {k}"] + times[f"calibration {k}"] + beside
     return {**figures, "bytes per pack": size / len(packs)}
 
 
@@ -92,22 +94,29 @@ def _resume(world: World, ledger: RunLedger, packs: tuple[str, ...]) -> Seen:
 
 
 def _learn(world: World, run: Run, ledger: RunLedger) -> Iterator[float]:
-    """Learn all tasks; what each took beside its fit: reading features, committing, calibrating, tracking, seconds."""
+    """Learn and calibrate all tasks; what else each took: reading features, committing, tracking, seconds."""
     tracker = Tracker(run.store, f"sqlite:///{world.folder}/mlflow.db", "bench", "bench", {}, _silent)
     tracker.open()
     started = time.perf_counter()
     for digest in learn_tasks(world.plan, ledger, "cpu", text=world.text):
         position = len(ledger.packs())
         row = Row(f"domain {position}", {"domain 0": [1] * CLASSES}, {"domain 0": [2] * CLASSES})
-        packs, model = ledger.packs(), open_store(world.model)
-        made = calibrate_pack(world.plan, world.plan.tasks[position - 1], world.model, packs)
-        model.write(calibration_key(digest), made.to_bytes())
+        began = time.perf_counter()
+        made = _calibrate(world, ledger.packs(), epochs=1)
+        calibrating = time.perf_counter() - began
+        open_store(world.model).write(calibration_key(digest), made.to_bytes())
         run.store.write(f"rows/{digest}-1.json", json.dumps(asdict(row)).encode())
         tracker.start_task(f"domain {position}", position)
         tracker.sync()
         now = time.perf_counter()
-        yield now - started - run.record(digest)["timings"]["fit"]
+        yield now - started - calibrating - run.record(digest)["timings"]["fit"]
         started = now
+
+
+def _calibrate(world: World, packs: tuple[str, ...], epochs: int = EPOCHS) -> PackCalibration:
+    """Calibrate the newest of these packs, whose memory is fitted anew in so many passes."""
+    task = replace(world.plan.tasks[len(packs) - 1], epochs=epochs)
+    return calibrate_pack(world.plan, task, world.model, packs)
 
 
 def _silent(message: str) -> None:
