@@ -174,6 +174,8 @@ def _others(earlier: Sequence[TaskPack], own: TaskPack) -> npt.NDArray[np.bool_]
 
 def only(seen: Seen, keep: npt.NDArray[np.bool_]) -> Seen:
     """The state without some of its classes, [C] boolean."""
+    if keep.all():
+        return seen  # of many classes, a copy takes longer than a step of training
     components = keep[seen.labels]
     return Seen(
         text=seen.text[keep],
