@@ -40,8 +40,7 @@ def pulls(
     Args:
         unit_means: [M, d].
         labels: class of each component, [M].
-        old: the frozen classes. The memory of each stands here at its mean vector, counted as often as it has vectors:
-            λ1 times fewer products, and close where the vectors of a class are.
+        old: the frozen classes; taken with their memory at its mean, in λ1 times fewer products.
         new: the task's classes.
         scales: (τ, α, β).
         columns: as of `task_logits`.
@@ -50,21 +49,13 @@ def pulls(
         [M], in 0..√2.
     """
     parts = [torch.zeros(0, device=unit_means.device)]
-    standing = _at_mean_memory(old)
+    standing = old.at_mean_memory()
     added = len(old.text) + torch.arange(len(new.text), device=unit_means.device)
     own = added if columns is None else columns
     for z, label in zip(unit_means.split(PULLS), labels.split(PULLS), strict=True):
         share = task_logits(z, standing, new, scales, columns).softmax(1)[:, own]
         parts.append((share - (label[:, None] == own).to(share.dtype)).norm(dim=1))
     return torch.cat(parts)
-
-
-def _at_mean_memory(classes: Classifier) -> Classifier:
-    """The same classes with one memory vector a block, the mean, that is counted as often as the block has vectors."""
-    exists = classes.mask.to(classes.memory.dtype)
-    count = exists.sum(1, keepdim=True)
-    mean = torch.einsum("bl,bld->bd", exists, classes.memory) / count.clamp(min=1)
-    return classes._replace(memory=mean[:, None], mask=count)
 
 
 def importance(weights: npt.NDArray[np.floating], pull: npt.NDArray[np.floating]) -> Floats64:

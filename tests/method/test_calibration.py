@@ -164,14 +164,15 @@ def test_older_classes_come_first_among_the_seen_ones() -> None:
 
 
 def test_few_replayed_rows_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fold replays a sample of the components, and its temperature is nearly that of all of them."""
+    """Few components against mean memory give nearly the temperature of all of them against whole memory."""
     task, features, settings = noise_task(shots=16)
     random = np.random.default_rng(2)
     means = random.standard_normal((4 * REPLAYED, 24)).astype(np.float32)
+    memory = means.reshape(REPLAYED, 4, 24)
     old = Seen(
         text=random.standard_normal((REPLAYED, 24)).astype(np.float32),
-        memory=means[::4, None] / np.linalg.norm(means[::4, None], axis=-1, keepdims=True),
-        mask=np.ones((REPLAYED, 1), np.bool_),
+        memory=memory / np.linalg.norm(memory, axis=-1, keepdims=True),
+        mask=np.ones((REPLAYED, 4), np.bool_),
         means=means,
         variances=np.full(len(means), 0.1, np.float32),
         weights=np.full(len(means), 0.25, np.float32),
@@ -189,6 +190,7 @@ def test_few_replayed_rows_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     few = seen_temperature(task, features, learnt, old, TAU, settings, 0, folds)
     assert rows == {REPLAYED}
     monkeypatch.setattr(module, "REPLAYED", len(means))
+    monkeypatch.setattr(Classifier, "at_mean_memory", lambda self: self)
     all_of_them = seen_temperature(task, features, learnt, old, TAU, settings, 0, folds)
     assert rows == {REPLAYED, len(means)}
     assert few.images == all_of_them.images

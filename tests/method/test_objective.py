@@ -180,3 +180,16 @@ def test_columns_in_order_are_as_no_columns() -> None:
     torch.testing.assert_close(
         task_logits(rows.features, old, new, SCALES, columns), task_logits(rows.features, old, new, SCALES)
     )
+
+
+def test_mean_memory_is_exact_where_a_block_s_vectors_agree() -> None:
+    random = torch.Generator().manual_seed(0)
+    unit = F.normalize(torch.randn(6, 8, generator=random), dim=-1)
+    one = F.normalize(torch.randn(3, 1, 8, generator=random), dim=-1)
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
+    classes = Classifier(one[:, 0], one.expand(3, 3, 8) * mask[..., None], mask)
+    near = classes.at_mean_memory()
+    assert near.memory.shape == (3, 1, 8)
+    assert near.mask[:, 0].tolist() == [3, 1, 0]
+    torch.testing.assert_close(class_logits(unit, near, 20, 10, 5), class_logits(unit, classes, 20, 10, 5))
+    assert Classifier(one[:0, 0], one[:0], mask[:0]).at_mean_memory().memory.shape == (0, 1, 8)
