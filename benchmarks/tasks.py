@@ -42,8 +42,9 @@ from lada_ray.views import TEST_VIEW, Preprocess
 MODEL, WIDTH, TAU = "ViT-B-16", 512, 100.0
 CLASSES, IMAGES = 10, 16
 PROMPT = "a photo of a {}."
-# Of a fit or calibration that is timed on its own; the stream itself, which only has to be there, makes one pass.
-EPOCHS = 4
+# Of a fit or calibration that is timed on its own: the default. The stream itself, which only has to be there, makes one
+# pass.
+EPOCHS = LadaSettings().epochs
 # Tasks around the tenth and the hundredth whose other costs are averaged.
 AROUND = 5
 
@@ -73,7 +74,7 @@ def _figures(
     packs = ledger.packs()
     work = {f"fit {k}": _fit(world, ledger, packs[: k - 1], k - 1) for k in (early, late)}
     work |= {f"calibration {k}": partial(_calibrate, world, packs[:k]) for k in (early, late)}
-    times = interleaved(work, repeats)
+    times = interleaved(work, min(3, repeats))
     reading = interleaved(
         {"load": lambda: LadaModel.load(world.model), "resume": lambda: _resume(world, ledger, packs)},
         repeats,
