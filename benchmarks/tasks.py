@@ -42,8 +42,7 @@ from lada_ray.views import TEST_VIEW, Preprocess
 MODEL, WIDTH, TAU = "ViT-B-16", 512, 100.0
 CLASSES, IMAGES = 10, 16
 PROMPT = "a photo of a {}."
-# Of a fit or calibration that is timed on its own: the default. The stream itself, which only has to be there, makes one
-# pass.
+# Of a fit or calibration that is timed on its own; the stream itself, which only has to be there, makes one pass.
 EPOCHS = LadaSettings().epochs
 # Tasks around the tenth and the hundredth whose other costs are averaged.
 AROUND = 5
