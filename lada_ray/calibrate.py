@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_ray.calibration import NO_TEMPERATURE, PackCalibration, calibration_key
-from lada_ray.cluster import result
+from lada_ray.cluster import TASK_CPUS, result
 from lada_ray.config import TRAINED
 from lada_ray.features.folds import assign_folds
 from lada_ray.features.text import read_text
@@ -32,8 +32,6 @@ from lada_ray.views import TEST_VIEW
 
 FOLD_SEED = 42
 """Like k-means and mixtures: the folds of a task do not depend on the run's seed."""
-# As much as a test takes: on a small machine either finds room beside training.
-TASK_CPUS = 0.5
 POLL_S = 0.25
 Floats = npt.NDArray[np.float32]
 

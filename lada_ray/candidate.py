@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lada_ray.calibrate import calibrate
-from lada_ray.cluster import result
+from lada_ray.cluster import TASK_CPUS, result
 from lada_ray.domains.base import Domain
-from lada_ray.evaluate import TASK_CPUS, Evaluation, TestSet, accuracies, correct_images, load_tests
+from lada_ray.evaluate import Evaluation, TestSet, accuracies, correct_images, load_tests
 from lada_ray.fit.plan import FitPlan, TaskPlan
 from lada_ray.fit.task import TrainResources
 from lada_ray.gate import Gate, Limits, Role, Scores, judge

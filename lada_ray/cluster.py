@@ -17,6 +17,8 @@ from lada_ray.config import ResourceConfig
 from lada_ray.errors import LadaError
 
 GPU_SHARE = 0.25
+# Of a test or a calibration: either finds room beside training on a small machine.
+TASK_CPUS = 0.5
 # Without GPUs: while one encoder waits for images, or hands features on, the other one has the cores.
 ENCODERS_PER_NODE = 2
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lada_ray.cluster import result
+from lada_ray.cluster import TASK_CPUS, result
 from lada_ray.console import START_WORKERS, Console
 from lada_ray.errors import IntegrityError
 from lada_ray.features.bank import FeatureBank
@@ -27,8 +27,6 @@ from lada_ray.pack import Label, TaskPack
 from lada_ray.store import Store
 from lada_ray.views import TEST_VIEW
 
-# A row is a matrix product: it finds room beside training on a small machine.
-TASK_CPUS = 0.5
 EXAMPLES_PER_DOMAIN = 4
 # In a run's folder: what was tested on, so that it can be told later without images or their listing.
 TEST_IMAGES = "test_images.parquet"
