@@ -17,14 +17,16 @@ from lada_ray.cluster import settle_resources
 from lada_ray.config import EncoderConfig, ResourceConfig
 from lada_ray.encoder import Encoder, EncoderSpec, load_encoder, resolve_encoder
 from lada_ray.features.bank import FeatureBank
-from lada_ray.features.extract import ENCODE_VIEWS, Gap, Pool, extract, render_image
+from lada_ray.features.extract import Gap, Pool, extract, render_image
 from lada_ray.store import open_store
 from lada_ray.views import TEST_VIEW
 
 CORES = 2
 WORKERS = 2
 # Images of the shorter of two passes: more than the pipeline decodes ahead while its encoders start.
-IMAGES = {"light": 16 * ENCODE_VIEWS, "heavy": 4 * ENCODE_VIEWS}
+IMAGES = {"light": 8192, "heavy": 1024}
+QUICK_IMAGES = 1024
+IN_MEMORY = 512
 
 
 def measure(repeats: int, quick: bool) -> Result:
@@ -37,7 +39,7 @@ def measure(repeats: int, quick: bool) -> Result:
     try:
         with tempfile.TemporaryDirectory(prefix="lada-bench-") as folder:
             for name, spec in _encoders(Path(folder), quick).items():
-                images = 2 * ENCODE_VIEWS if quick else IMAGES[name]
+                images = QUICK_IMAGES if quick else IMAGES[name]
                 found = compare(spec, images, 1 if quick else min(3, repeats), Path(folder) / name)
                 figures |= {f"{name}: {key}": value for key, value in found.items()}
                 ratio = found["pipeline, images/s"] / found["DataLoader, images/s"]
@@ -88,7 +90,7 @@ def compare(spec: EncoderSpec, images: int, repeats: int, folder: Path) -> dict[
             once, twice = loop(gaps[:images]), loop(gaps)
             whole[name].append(once)
             rates[name].append(images / (twice - once))
-        rates["encoder alone"].append(run_encoder(encoder, min(images, 4 * ENCODE_VIEWS)))
+        rates["encoder alone"].append(run_encoder(encoder, min(images, 4 * IN_MEMORY)))
     found = {f"{name}, images/s": median(some) for name, some in rates.items()}
     return {**found, **{f"{name}, {images} images with start-up, s": median(s) for name, s in whole.items()}}
 
@@ -147,9 +149,9 @@ def run_loader(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder) -> floa
 def run_encoder(encoder: Encoder, number: int) -> float:
     """The limit: pixels that are in memory already; images per second."""
     size = encoder.spec.preprocess.size
-    pixels = np.random.default_rng(0).integers(0, 255, (ENCODE_VIEWS, size, size, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (IN_MEMORY, size, size, 3)).astype(np.uint8)
     encoder.encode_pixels(pixels[:64])
     started = time.perf_counter()
-    for _ in range(number // ENCODE_VIEWS):
+    for _ in range(number // IN_MEMORY):
         encoder.encode_pixels(pixels)
     return number / (time.perf_counter() - started)

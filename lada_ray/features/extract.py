@@ -31,15 +31,14 @@ from lada_ray.views import BadImage, Pixels, Preprocess, decode, render
 if TYPE_CHECKING:
     import pandas as pd
 
-# A reader waits for storage much of the time.
-READ_CPUS = 0.5
-# Where that equals an encoder's cores, Ray Data fuses the reader into the actor: a call is then of as many images as it
-# is to be of rows, which is too many where an image has several views.
-FEWER_READ_CPUS = 0.4
-# Images per read task: their pixels under all views travel together (256 views of 224 x 224 are 39 MB).
-READ_IMAGES = 32
-# Views per encoder call, and so per part of the bank; merged into larger parts at the end.
-ENCODE_VIEWS = 512
+# A reader waits for storage much of the time. Not half a core, which an encoder takes on two cores: Ray Data would fuse
+# the reader into the actor, and an actor's call would be of as many images as it is to be of views.
+READ_CPUS = 0.4
+# Views per read task, whose pixels travel together (39 MB at 224 x 224): a task costs Ray about as much as ten images.
+READ_VIEWS = 256
+# Views per encoder call by device, and so per part of the bank; merged into larger parts at the end. A call of ViT-B/32
+# is to take seconds on a core, too: it is what a kill costs, and what one encoder may have left when another is done.
+ENCODE_VIEWS = {"cpu": 128, "cuda": 512}
 # The manifest, which grows with its parts, is rewritten at most this often.
 ENTER_EVERY_S = 1.0
 NOT_FINITE = "the encoder gives NaN or infinite features"
@@ -92,10 +91,11 @@ class RenderViews:
     def __init__(self, preprocess: Preprocess) -> None:
         self.preprocess = preprocess
 
-    def __call__(self, batch: Batch) -> Iterator[Batch]:
+    def __call__(self, batch: Batch) -> Batch:
         """Map rows (uri, sha256, views) to a row per view, with pixels or why there are none."""
-        for uri, sha, views in zip(batch["uri"], batch["sha256"], batch["views"], strict=True):
-            yield self._rows(str(uri), str(sha), str(views).split())
+        images = zip(batch["uri"], batch["sha256"], batch["views"], strict=True)
+        rows = [self._rows(str(uri), str(sha), str(views).split()) for uri, sha, views in images]
+        return {name: np.concatenate([some[name] for some in rows]) for name in rows[0]}
 
     def _rows(self, uri: str, sha: str, views: list[str]) -> Batch:
         image = render_image(uri, views, self.preprocess, sha)
@@ -372,6 +372,13 @@ class _Entering:
 def _pipeline(
     gaps: Sequence[Gap], spec: EncoderSpec, bank: FeatureBank, pool: Pool, run: str
 ) -> Iterator[dict[str, Any]]:
+    read = RenderViews(spec.preprocess).__call__
+    views = ENCODE_VIEWS[device_for(pool.gpus)]
+    return stream_rows(_read_tasks(gaps), read, EncodeViews, (spec, bank, run), pool, views)
+
+
+def _read_tasks(gaps: Sequence[Gap]) -> list[pd.DataFrame]:
+    """What each read task reads: about as many views as is good for one."""
     import pandas as pd
 
     # By URI, so that parts of one file are read together.
@@ -379,33 +386,27 @@ def _pipeline(
     table = pd.DataFrame(
         [(g.uri, g.sha256, " ".join(g.views)) for g in ordered], columns=["uri", "sha256", "views"]
     )
-    read = RenderViews(spec.preprocess).__call__
-    arguments = (spec, bank, run)
-    yield from stream_rows(table, read, EncodeViews, arguments, pool, READ_IMAGES, ENCODE_VIEWS, apart=True)
+    views_before = np.cumsum([0, *(len(gap.views) for gap in ordered[:-1])])
+    return [some for _, some in table.groupby(views_before // READ_VIEWS)]
 
 
 def stream_rows(
-    table: pd.DataFrame,
+    tasks: Sequence[pd.DataFrame],
     read: Any,
     actor: type[EncoderActor],
     arguments: Sequence[Any],
     pool: Pool,
-    read_images: int,
     encode_rows: int,
-    apart: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Stream the images of a table through CPU tasks to a pool of encoder actors.
+    """Stream images through CPU tasks to a pool of encoder actors.
 
     Args:
-        table: what `read` takes, an image a row, in order of reading.
-        read: function that makes rows of pixels of rows of the table.
+        tasks: a table for each call of `read`, an image a row, in order of reading.
+        read: function that makes rows of pixels of the rows of a table.
         actor: what the pool consists of.
         arguments: of its constructor; threads and device follow.
         pool: resources of the actors, and their number; no more are started than there are read tasks.
-        read_images: images per read task.
         encode_rows: rows of pixels that an actor gets at once.
-        apart: never read in the actors themselves, as is done where both reserve as many cores (on two cores without a
-            GPU, which is faster): for a reader that makes several rows of an image.
 
     Yields:
         What the actors make of each batch, in the order in which they are done; `raise_stated` tells errors.
@@ -413,19 +414,16 @@ def stream_rows(
     import ray
 
     quiet_ray_data()
-    read_cpus = FEWER_READ_CPUS if apart and pool.cpus == READ_CPUS else READ_CPUS
-    blocks = max(1, -(-len(table) // read_images))
     # Half of the cores are reserved for reading, which seldom needs them all: an encoder takes what is left of them.
     threads = max(1, int(2 * pool.cpus) if pool.gpus == 0 else (os.cpu_count() or 2) // 2)
     rows = (
-        ray.data.from_pandas(table)
-        .repartition(blocks)
-        .map_batches(read, batch_size=None, num_cpus=read_cpus)
+        ray.data.from_pandas(list(tasks))
+        .map_batches(read, batch_size=None, num_cpus=READ_CPUS)
         .map_batches(
             actor,
             fn_constructor_args=(*arguments, threads, device_for(pool.gpus)),
             batch_size=encode_rows,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.encoders, blocks)),
+            compute=ray.data.ActorPoolStrategy(size=min(pool.encoders, len(tasks))),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )

@@ -197,4 +197,5 @@ def _stream(asked: Asked, chunks: Sequence[Chunk], pool: Pool) -> Iterator[dict[
     table = pd.DataFrame({"image": np.arange(len(uris)), "chunk": numbers, "uri": uris})
     read = RenderImages(asked.model.spec.preprocess).__call__
     arguments = (Shipment.send(asked.model), asked.options)
-    return stream_rows(table, read, Predictor, arguments, pool, READ_IMAGES, PREDICT_IMAGES)
+    tasks = [table[start : start + READ_IMAGES] for start in range(0, len(table), READ_IMAGES)]
+    return stream_rows(tasks, read, Predictor, arguments, pool, PREDICT_IMAGES)

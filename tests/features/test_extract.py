@@ -43,8 +43,7 @@ def batch(gaps: list[Gap]) -> dict[str, np.ndarray]:
 
 
 def joined(gaps: list[Gap], spec: EncoderSpec) -> dict[str, np.ndarray]:
-    rows = list(RenderViews(spec.preprocess)(batch(gaps)))
-    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+    return RenderViews(spec.preprocess)(batch(gaps))
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -55,7 +54,7 @@ def draw(path: Path, seed: int) -> Path:
 
 def test_every_missing_view_is_rendered_as_uint8(tmp_path: Path, tiny_encoder: EncoderSpec) -> None:
     g = gap(draw(tmp_path / "a.png", 0))
-    (rows,) = RenderViews(tiny_encoder.preprocess)(batch([g]))
+    rows = RenderViews(tiny_encoder.preprocess)(batch([g]))
     assert (rows["pixels"].shape, rows["pixels"].dtype) == ((3, 32, 32, 3), np.uint8)
     assert rows["view"].tolist() == list(VIEWS)
     image = decode(Path(g.uri).read_bytes())
@@ -149,8 +148,8 @@ def test_a_killed_encoder_loses_and_doubles_nothing(
     ray_local: None,
 ) -> None:
     bank = FeatureBank(open_store(join(s3, "killed")), tiny_key, 32)
-    monkeypatch.setattr(module, "ENCODE_VIEWS", 8)
-    monkeypatch.setattr(module, "READ_IMAGES", 4)
+    monkeypatch.setitem(module.ENCODE_VIEWS, "cpu", 8)
+    monkeypatch.setattr(module, "READ_VIEWS", 8)
     gaps = [gap(sample.uri, ("test", "crop_flip/0")) for domain in tiny_domains for sample in domain.train]
     told: list[tuple[int, int]] = []
     killed: list[tuple[int, int]] = []

@@ -85,8 +85,7 @@ def without_actors(filled: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
             "views": np.array([" ".join(g.views) for g in gaps]),
         }
         actor = EncodeViews(spec, bank, run, threads=1)
-        for rows in RenderViews(spec.preprocess)(columns):
-            yield from map(json.loads, actor(rows)["row"])
+        yield from map(json.loads, actor(RenderViews(spec.preprocess)(columns))["row"])
 
     monkeypatch.setattr(extract_module, "_pipeline", pipeline)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +75,14 @@ class Streamed:
 
     def __call__(
         self,
-        table: pd.DataFrame,
+        tasks: Sequence[pd.DataFrame],
         read: Any,
         actor: Any,
         arguments: Any,
         pool: Any,
-        images: int,
         rows: int,
-        *_: Any,
     ) -> Iterator[dict[str, Any]]:
+        table = pd.concat(tasks)
         self.calls.append([Path(uri).name for uri in table["uri"]])
         worker = actor(*arguments, 1, "cpu")
         starts = list(range(0, len(table), rows))
