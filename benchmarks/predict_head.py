@@ -38,7 +38,7 @@ def measure(repeats: int, quick: bool) -> Result:
     added = (found["peak_bytes"] - found["value"]) / 1e9
     bars = (
         Bar("share of the encoder's time, %", share, "at most", 5),
-        Bar("peak memory, GB", added, "at most", 1),
+        Bar("peak memory beyond interpreter and torch, GB", added, "at most", 1),
     )
     figures = {f"{name}, s per batch": value for name, value in seconds.items()}
     figures |= {

@@ -155,7 +155,8 @@ def _seen_temperature(
     seen = only(seen, _others(earlier, own))
     # Labels that it extends are left out of `seen`: here, all of its classes are new.
     data = replace(task_data(plan, task, None), columns=None)
-    left = Learnt(own.tensors["text"], own.tensors["memory"])
+    # A pack may keep half precision.
+    left = Learnt(*(own.tensors[name].astype(np.float32) for name in ("text", "memory")))
     settings, folds = replace(plan.settings, epochs=task.epochs), _folds(task, calibration.FOLDS)
     return seen_temperature(data, features, left, seen, plan.tau, settings, plan.seed, folds)
 

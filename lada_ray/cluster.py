@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +90,21 @@ def cause(error: BaseException) -> LadaError:
     inner = getattr(error, "cause", None) or error
     lines = [line for line in str(inner).strip().splitlines() if line.strip()]
     return LadaError(f"a Ray task failed: {type(inner).__name__}: {lines[-1] if lines else ''}")
+
+
+def grouped(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """What each of several Ray tasks does: runs of items of at most `most` in all, or of a single larger one.
+
+    Returns:
+        (first item, item after the last) of each.
+    """
+    groups, start, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            groups.append((start, i))
+            start, total = i, 0
+        total += size
+    return [*groups, (start, len(sizes))] if sizes else []
 
 
 @contextmanager

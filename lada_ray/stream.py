@@ -240,4 +240,4 @@ def finish(
             story = tell_story(stream.config, run.store.uri, images, metrics, busy, console)
             write_report(run.store, accuracy, (rows[0], rows[-1]), packs, images, examples, story)
     run.tidy()
-    return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs)
+    return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs, busy)

@@ -117,6 +117,16 @@ def test_learners_without_training(tiny_world: TinyWorld, kind: str) -> None:
     assert counts == {"ncm": (0, 12), "zero_shot": (12, 12)}.get(kind, (0, 0))
 
 
+def test_packs_in_half_precision(tiny_world: TinyWorld) -> None:
+    config = tiny_world.config("half", method={"epochs": 2, "pack_precision": "float16"})
+    plan = tiny_world.plan(config)
+    with tiny_world.run(config) as (run, ledger):
+        list(learn_remaining(plan, ledger, "cpu"))
+        made = calibrate_pack(plan, plan.tasks[1], run.model_store.uri, run.packs)
+    assert made.seen.images > 0
+    assert made.unseen.images > 0
+
+
 def test_extended_labels_are_left_out_of_what_is_seen() -> None:
     def tensors(value: float) -> dict[str, np.ndarray]:
         f32 = np.float32

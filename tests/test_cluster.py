@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
+from lada_ray.cluster import Resources, grouped, join_cluster, result, settle_resources, shortages
 from lada_ray.config import ResourceConfig
 from lada_ray.errors import InputError, LadaError
 from lada_ray.features.extract import READ_CPUS
@@ -122,3 +122,21 @@ def test_other_errors_become_a_line(ray_local: None) -> None:
 
     with pytest.raises(LadaError, match="a Ray task failed: KeyError: 'nose'"):
         result(ray.remote(fail).remote())
+
+
+def test_groups_are_of_neighbours() -> None:
+    assert grouped([4, 4, 4, 30, 1, 9, 1], 10) == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
+    assert grouped([0, 30, 0], 10) == [(0, 1), (1, 2), (2, 3)]
+    assert grouped([5], 10) == [(0, 1)]
+    assert grouped([], 10) == []
+
+
+def test_no_encoder_reserves_what_a_reader_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray Data would fuse the two.
+    shares = {
+        settle(monkeypatch, [(cores, 0)], encoders=encoders).cpus_per_encoder
+        for cores in (1, 2, 3, 4, 8, 12, 16, 64)
+        for encoders in range(1, 33)
+    }
+    assert len(shares) > 30
+    assert READ_CPUS not in shares

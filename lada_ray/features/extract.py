@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_ray import errors
-from lada_ray.cluster import Resources
+from lada_ray.cluster import Resources, grouped
 from lada_ray.encoder import EncoderSpec, device_for, load_encoder
 from lada_ray.errors import LadaError
 from lada_ray.features.bank import FeatureBank
@@ -31,14 +31,16 @@ from lada_ray.views import BadImage, Pixels, Preprocess, decode, render
 if TYPE_CHECKING:
     import pandas as pd
 
-# A reader waits for storage much of the time. Not half a core, which an encoder takes on two cores: Ray Data would fuse
+# A reader waits for storage much of the time. Not what an encoder reserves, such as half a core: Ray Data would fuse
 # the reader into the actor, and an actor's call would be of as many images as it is to be of views.
-READ_CPUS = 0.4
-# Views per read task, whose pixels travel together (39 MB at 224 x 224): a task costs Ray about as much as ten images.
+READ_CPUS = 0.43
+# Views per read task at most, whose pixels travel together (39 MB at 224 x 224): whole encoder calls on a CPU, which
+# are of what one or more read tasks made, and never of a rest.
 READ_VIEWS = 256
 # Views per encoder call by device, and so per part of the bank; merged into larger parts at the end. A call of ViT-B/32
 # is to take seconds on a core, too: it is what a kill costs, and what one encoder may have left when another is done.
-ENCODE_VIEWS = {"cpu": 128, "cuda": 512}
+# On a GPU the transfer of a call's first batch alone is not overlapped.
+ENCODE_VIEWS = {"cpu": 128, "cuda": 1024}
 # The manifest, which grows with its parts, is rewritten at most this often.
 ENTER_EVERY_S = 1.0
 NOT_FINITE = "the encoder gives NaN or infinite features"
@@ -378,7 +380,7 @@ def _pipeline(
 
 
 def _read_tasks(gaps: Sequence[Gap]) -> list[pd.DataFrame]:
-    """What each read task reads: about as many views as is good for one."""
+    """What each read task reads."""
     import pandas as pd
 
     # By URI, so that parts of one file are read together.
@@ -386,8 +388,7 @@ def _read_tasks(gaps: Sequence[Gap]) -> list[pd.DataFrame]:
     table = pd.DataFrame(
         [(g.uri, g.sha256, " ".join(g.views)) for g in ordered], columns=["uri", "sha256", "views"]
     )
-    views_before = np.cumsum([0, *(len(gap.views) for gap in ordered[:-1])])
-    return [some for _, some in table.groupby(views_before // READ_VIEWS)]
+    return [table[start:stop] for start, stop in grouped([len(g.views) for g in ordered], READ_VIEWS)]
 
 
 def stream_rows(

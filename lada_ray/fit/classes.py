@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lada_ray.cluster import result
+from lada_ray.cluster import grouped, result
 from lada_ray.features.bank import FeatureBank
 from lada_ray.method.memory import init_memories, stack_memory
 from lada_ray.method.mixture import Mixture, fit_mixtures
@@ -31,17 +31,6 @@ CHUNK_IMAGES = 4096
 ALGORITHM = 2
 Kind = Literal["memory", "mixture"]
 STAGES: dict[Kind, str] = {"memory": "k-means", "mixture": "mixtures"}
-
-
-def grouped(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Runs of items of at most `most` in all, or of a single larger one: (first item, item after the last)."""
-    groups, start, total = [], 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > most:
-            groups.append((start, i))
-            start, total = i, 0
-        total += size
-    return [*groups, (start, len(sizes))] if sizes else []
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from lada_ray.prediction.shipment import Shipment
 from lada_ray.prediction.summary import summarise
 from lada_ray.store import Store, open_store
 
-# Images of a read task, and of an actor's call.
-READ_IMAGES, PREDICT_IMAGES = 64, 256
+# Images of a read task and of an actor's call.
+PREDICT_IMAGES = 256
 SHOWN = 20
 
 
@@ -197,5 +197,5 @@ def _stream(asked: Asked, chunks: Sequence[Chunk], pool: Pool) -> Iterator[dict[
     table = pd.DataFrame({"image": np.arange(len(uris)), "chunk": numbers, "uri": uris})
     read = RenderImages(asked.model.spec.preprocess).__call__
     arguments = (Shipment.send(asked.model), asked.options)
-    tasks = [table[start : start + READ_IMAGES] for start in range(0, len(table), READ_IMAGES)]
+    tasks = [table[start : start + PREDICT_IMAGES] for start in range(0, len(table), PREDICT_IMAGES)]
     return stream_rows(tasks, read, Predictor, arguments, pool, PREDICT_IMAGES)

@@ -170,7 +170,10 @@ class World:
 
 
 def test_the_default_budget_among_a_thousand_classes(world: World) -> None:
-    """At the end 3 600 components compete for the default's rows. Same: within what another seed changes."""
+    """At the end 3 600 components compete for the default's rows, in four epochs a task.
+
+    Same: within what another seed changes.
+    """
     found = {rows: np.array([world.learn(seed, rows) for seed in SEEDS]) for rows in (None, DEFAULT)}
     untrained = np.array(world.learn(0, None, train=False))
     for metric, of in {"average": lambda a: a.mean(axis=-1), "last": lambda a: a[..., -1]}.items():

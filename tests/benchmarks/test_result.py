@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import gpu
 from benchmarks.classes import compare
 from benchmarks.gpu import peak_of
 from benchmarks.made_up import class_features, class_names
 from benchmarks.page import results_html
 from benchmarks.result import Bar, Result
 from benchmarks.timing import fresh, interleaved
+from lada_ray.encoder.clip import BATCH
+from lada_ray.features.extract import ENCODE_VIEWS
 
 KEPT, MISSED = Bar("times faster", 4.0, "at least", 3), Bar("peak <b>, GB", 5.25, "at most", 4)
 
@@ -49,6 +52,10 @@ def test_a_gpu_is_known_by_whole_words() -> None:
         "L40": None,
     }
     assert (peak_of("NVIDIA H100 PCIe"), peak_of("NVIDIA H200")) == (756, 989)
+
+
+def test_a_gpu_is_measured_with_the_products_batches_and_calls() -> None:
+    assert (BATCH["cuda"], ENCODE_VIEWS["cuda"]) == (gpu.BATCH, gpu.CALL)
 
 
 @pytest.mark.accept

@@ -139,6 +139,14 @@ def encoder_actors() -> list[psutil.Process]:
     return found
 
 
+def test_read_tasks_are_of_whole_images_and_at_most_so_many_views() -> None:
+    gaps = [Gap(f"{i:03}", f"sha-{i}", tuple(f"crop_flip/{v}" for v in range(9))) for i in range(100)]
+    gaps.append(Gap("alone", "sha-alone", tuple(f"crop_flip/{v}" for v in range(300))))
+    tasks = module._read_tasks(gaps[::-1])
+    assert [sum(len(views.split()) for views in task["views"]) for task in tasks] == [252, 252, 252, 144, 300]
+    assert [uri for task in tasks for uri in task["uri"]] == [gap.uri for gap in gaps]
+
+
 def test_a_killed_encoder_loses_and_doubles_nothing(
     tiny_domains: tuple[Domain, ...],
     tiny_encoder: EncoderSpec,

@@ -16,7 +16,6 @@ from lada_ray.fit.classes import (
     ClassImages,
     fit_classes,
     fit_classes_here,
-    grouped,
     read_memory,
     read_mixtures,
     stack_mixtures,
@@ -134,13 +133,6 @@ def test_in_this_process_more_classes_than_a_chunk_holds(tmp_path: Path) -> None
     means = features.reshape(classes, 2, 4).astype(np.float64).mean(axis=1)
     assert read_memory(bank, images, 3).memory.shape == (classes, 2, 4)
     np.testing.assert_allclose(read_mixtures(bank, images, 1).means, means, rtol=1e-5, atol=1e-6)
-
-
-def test_groups_are_of_neighbours() -> None:
-    assert grouped([4, 4, 4, 30, 1, 9, 1], 10) == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
-    assert grouped([0, 30, 0], 10) == [(0, 1), (1, 2), (2, 3)]
-    assert grouped([5], 10) == [(0, 1)]
-    assert grouped([], 10) == []
 
 
 def test_a_chunk_holds_whole_classes(monkeypatch: pytest.MonkeyPatch) -> None:
