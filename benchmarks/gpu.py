@@ -20,7 +20,7 @@ from lada_ray.pixels import PixelPipeline
 
 MODEL, SIZE = "ViT-B-16", 224
 # Images that the encoder gets at once, and of one call of an encoder actor; a test says if the product has others.
-BATCH, CALL = 256, 1024
+BATCH, CALL = 256, 512
 BATCHES = 40
 # Floating point operations of ViT-B/16's image tower per image: 12 blocks on 197 tokens of width 768.
 FLOP_PER_IMAGE = 35.1e9

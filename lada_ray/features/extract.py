@@ -34,13 +34,10 @@ if TYPE_CHECKING:
 # A reader waits for storage much of the time. Not what an encoder reserves, such as half a core: Ray Data would fuse
 # the reader into the actor, and an actor's call would be of as many images as it is to be of views.
 READ_CPUS = 0.43
-# Views per read task at most, whose pixels travel together (39 MB at 224 x 224): whole encoder calls on a CPU, which
-# are of what one or more read tasks made, and never of a rest.
-READ_VIEWS = 256
-# Views per encoder call by device, and so per part of the bank; merged into larger parts at the end. A call of ViT-B/32
-# is to take seconds on a core, too: it is what a kill costs, and what one encoder may have left when another is done.
-# On a GPU the transfer of a call's first batch alone is not overlapped.
-ENCODE_VIEWS = {"cpu": 128, "cuda": 1024}
+# Views per encoder call by device, and so per part of the bank; merged into larger parts at the end. A read task makes
+# as many at most: a task costs Ray as much as ten images, and rests of several are not put together. On a CPU a call of
+# ViT-B/32 is to take seconds, too: it is what a kill costs, and what one encoder may have left when another is done.
+ENCODE_VIEWS = {"cpu": 128, "cuda": 512}
 # The manifest, which grows with its parts, is rewritten at most this often.
 ENTER_EVERY_S = 1.0
 NOT_FINITE = "the encoder gives NaN or infinite features"
@@ -376,11 +373,11 @@ def _pipeline(
 ) -> Iterator[dict[str, Any]]:
     read = RenderViews(spec.preprocess).__call__
     views = ENCODE_VIEWS[device_for(pool.gpus)]
-    return stream_rows(_read_tasks(gaps), read, EncodeViews, (spec, bank, run), pool, views)
+    return stream_rows(_read_tasks(gaps, views), read, EncodeViews, (spec, bank, run), pool, views)
 
 
-def _read_tasks(gaps: Sequence[Gap]) -> list[pd.DataFrame]:
-    """What each read task reads."""
+def _read_tasks(gaps: Sequence[Gap], views: int) -> list[pd.DataFrame]:
+    """What each read task reads: images with so many views at most, or a single image with more."""
     import pandas as pd
 
     # By URI, so that parts of one file are read together.
@@ -388,7 +385,7 @@ def _read_tasks(gaps: Sequence[Gap]) -> list[pd.DataFrame]:
     table = pd.DataFrame(
         [(g.uri, g.sha256, " ".join(g.views)) for g in ordered], columns=["uri", "sha256", "views"]
     )
-    return [table[start:stop] for start, stop in grouped([len(g.views) for g in ordered], READ_VIEWS)]
+    return [table[start:stop] for start, stop in grouped([len(g.views) for g in ordered], views)]
 
 
 def stream_rows(

@@ -142,7 +142,7 @@ def encoder_actors() -> list[psutil.Process]:
 def test_read_tasks_are_of_whole_images_and_at_most_so_many_views() -> None:
     gaps = [Gap(f"{i:03}", f"sha-{i}", tuple(f"crop_flip/{v}" for v in range(9))) for i in range(100)]
     gaps.append(Gap("alone", "sha-alone", tuple(f"crop_flip/{v}" for v in range(300))))
-    tasks = module._read_tasks(gaps[::-1])
+    tasks = module._read_tasks(gaps[::-1], 256)
     assert [sum(len(views.split()) for views in task["views"]) for task in tasks] == [252, 252, 252, 144, 300]
     assert [uri for task in tasks for uri in task["uri"]] == [gap.uri for gap in gaps]
 
@@ -157,7 +157,6 @@ def test_a_killed_encoder_loses_and_doubles_nothing(
 ) -> None:
     bank = FeatureBank(open_store(join(s3, "killed")), tiny_key, 32)
     monkeypatch.setitem(module.ENCODE_VIEWS, "cpu", 8)
-    monkeypatch.setattr(module, "READ_VIEWS", 8)
     gaps = [gap(sample.uri, ("test", "crop_flip/0")) for domain in tiny_domains for sample in domain.train]
     told: list[tuple[int, int]] = []
     killed: list[tuple[int, int]] = []
