@@ -15,13 +15,12 @@ import numpy as np
 from benchmarks.result import Bar, Result
 from benchmarks.timing import fresh
 from lada_ray.config import StreamConfig
-from lada_ray.console import START_WORKERS, Console
+from lada_ray.console import START_ENCODERS, START_WORKERS, Console
 
 CORES = 2
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ORDER = ("caltech101", "dtd", "grocery", "mnist", "pacs_sketch", "rsscn7_satellite")
 WITHOUT_VIEWS = ("mnist", "rsscn7_satellite")
-START_ENCODERS = "start encoders"
 # What a long-lived cluster has done before: processes that start, and load what they need.
 START_UP = (
     "imports", "start Ray", "encoder", START_ENCODERS, START_WORKERS, "start training workers"
@@ -85,7 +84,7 @@ def _result(found: Mapping[str, list[Any]], what: str) -> Result:
 
 
 def _means(accuracy: np.ndarray) -> dict[str, float]:
-    import pandas as pd
+    import pandas as pd  # not above, like all that is heavy: what a fresh process imports is timed
 
     from lada_ray.metrics import stream_metrics
 
@@ -162,9 +161,9 @@ def run_published(storage: str, quick: bool) -> dict[str, Any]:
     from lada_ray.features.fill import choose_images
     from lada_ray.prepare import check_input, prepare
 
-    config = stream_config(Path(storage), quick)
-    domains, spec = check_input(config, Console(quiet=True))
-    stream = prepare(config, domains, spec, Console(quiet=True))
+    config, untimed = stream_config(Path(storage), quick), Console(quiet=True)
+    domains, spec = check_input(config, untimed)
+    stream = prepare(config, domains, spec, untimed)
     images = choose_images(domains, stream.index, stream.choice, "bench", lambda what, done, total: None)
     ray.shutdown()
     torch.set_num_threads(CORES)

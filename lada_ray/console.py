@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINE_EVERY_S = 10.0
 # A bar for something that is over at once would only flicker.
 BAR_AFTER_S = 0.7
-# Stage that processes which load what they need count as.
-START_WORKERS = "start workers"
+# Stages that processes which load what they need count as.
+START_WORKERS, START_ENCODERS = "start workers", "start encoders"
 # Nobody should wonder for longer what a job is doing.
 NAMED_AFTER_S = 2.0
 

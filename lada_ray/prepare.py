@@ -9,7 +9,7 @@ from typing import Any
 
 from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
 from lada_ray.config import StreamConfig
-from lada_ray.console import START_WORKERS, Console
+from lada_ray.console import START_ENCODERS, START_WORKERS, Console
 from lada_ray.domains.base import ALL_DOMAINS, Domain
 from lada_ray.domains.check import load_domains, overlap, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
@@ -205,7 +205,7 @@ def encode(
             run.id,
             console.progress,
         )
-    console.move(extraction.start_s, "encode images", "start encoders")
+    console.move(extraction.start_s, "encode images", START_ENCODERS)
     run.lease.check()
     warn_of_bad(images[0], console)
     return images, extraction

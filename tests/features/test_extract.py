@@ -42,7 +42,7 @@ def batch(gaps: list[Gap]) -> dict[str, np.ndarray]:
     }
 
 
-def joined(gaps: list[Gap], spec: EncoderSpec) -> dict[str, np.ndarray]:
+def rendered(gaps: list[Gap], spec: EncoderSpec) -> dict[str, np.ndarray]:
     return RenderViews(spec.preprocess)(batch(gaps))
 
 
@@ -54,7 +54,7 @@ def draw(path: Path, seed: int) -> Path:
 
 def test_every_missing_view_is_rendered_as_uint8(tmp_path: Path, tiny_encoder: EncoderSpec) -> None:
     g = gap(draw(tmp_path / "a.png", 0))
-    rows = RenderViews(tiny_encoder.preprocess)(batch([g]))
+    rows = rendered([g], tiny_encoder)
     assert (rows["pixels"].shape, rows["pixels"].dtype) == ((3, 32, 32, 3), np.uint8)
     assert rows["view"].tolist() == list(VIEWS)
     image = decode(Path(g.uri).read_bytes())
@@ -70,7 +70,7 @@ def test_an_image_that_cannot_be_used_costs_one_row_with_its_reason(
     gaps = [gap(tmp_path / "text.png"), gap(changed), gap(gone), gap(draw(tmp_path / "good.png", 2))]
     draw(changed, 3)
     gone.unlink()
-    rows = joined(gaps, tiny_encoder)
+    rows = rendered(gaps, tiny_encoder)
     assert rows["sha256"].tolist() == [gaps[0].sha256, gaps[1].sha256, gaps[2].sha256, *[gaps[3].sha256] * 3]
     assert rows["reason"].tolist() == ["not an image that Pillow can read", *[""] * 5]
     unread = rows["unread"].tolist()
@@ -91,13 +91,13 @@ def test_the_actor_writes_a_part_and_says_so(
     bad, good = gap(tmp_path / "text.png"), gap(draw(tmp_path / "good.png", 0))
     lost = Gap(str(tmp_path / "gone.png"), "0" * 64, VIEWS)
     actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
-    (line,) = actor(joined([bad, good, lost], tiny_encoder))["row"]
+    (line,) = actor(rendered([bad, good, lost], tiny_encoder))["row"]
     row = json.loads(line)
     assert list(row["bad"]) == [bad.sha256]
     assert list(row["unread"]) == [lost.uri]
     assert row["images"] == 5
     bank.table.enter([Part(**row["part"])])
-    pixels = joined([good], tiny_encoder)["pixels"]
+    pixels = rendered([good], tiny_encoder)["pixels"]
     expected = load_encoder(tiny_encoder, "cpu").encode_pixels(pixels)
     assert np.array_equal(bank.fetch([good.sha256], VIEWS)[0], expected)
 
@@ -109,7 +109,7 @@ def test_features_that_are_not_finite_are_this_runs_bad_images(
     a, b = gap(draw(tmp_path / "a.png", 0), VIEWS[:1]), gap(draw(tmp_path / "b.png", 1), VIEWS[:1])
     features = np.array([[np.nan] * 32, [1.0] * 32], np.float32)
     monkeypatch.setattr(actor.encoder, "encode_pixels", lambda pixels: features)
-    row = json.loads(actor(joined([a, b], tiny_encoder))["row"][0])
+    row = json.loads(actor(rendered([a, b], tiny_encoder))["row"][0])
     # Another encoder may well make something of these bytes.
     assert (row["bad"], row["unread"]) == ({}, {a.uri: "the encoder gives NaN or infinite features"})
     assert row["part"]["rows"] == 1
@@ -118,7 +118,7 @@ def test_features_that_are_not_finite_are_this_runs_bad_images(
 def test_the_same_batch_again_is_the_same_part(
     tmp_path: Path, tiny_encoder: EncoderSpec, bank: FeatureBank
 ) -> None:
-    rows = joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder)
+    rows = rendered([gap(draw(tmp_path / "a.png", 0))], tiny_encoder)
     actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
     parts = [json.loads(actor(rows)["row"][0])["part"] for _ in range(2)]
     assert parts[0] == parts[1]
@@ -193,7 +193,7 @@ def test_whatever_rendering_stumbles_over_costs_the_image(
         return render(image, sha, view, preprocess)
 
     monkeypatch.setattr(module, "render", stumbling)
-    rows = joined([bad, good], tiny_encoder)
+    rows = rendered([bad, good], tiny_encoder)
     assert rows["sha256"].tolist() == [bad.sha256, *[good.sha256] * 3]
     said = "cannot be rendered: SystemError: tile cannot extend outside image"
     assert rows["unread"].tolist() == [said, "", "", ""]
@@ -203,7 +203,7 @@ def test_whatever_rendering_stumbles_over_costs_the_image(
         raise MemoryError
 
     monkeypatch.setattr(module, "decode", no_room)
-    assert joined([good], tiny_encoder)["unread"].tolist() == ["cannot be rendered: MemoryError: "]
+    assert rendered([good], tiny_encoder)["unread"].tolist() == ["cannot be rendered: MemoryError: "]
 
 
 def test_an_object_that_storage_does_not_give_costs_the_image(
@@ -212,7 +212,7 @@ def test_an_object_that_storage_does_not_give_costs_the_image(
     good = gap(draw(tmp_path / "good.png", 1), VIEWS[:1])
     odd = Gap(f"{s3}/a//b.png", "0" * 64, VIEWS)
     nowhere = Gap("s3://there-is-no-such-bucket/a.png", "0" * 64, VIEWS)
-    rows = joined([odd, nowhere, good], tiny_encoder)
+    rows = rendered([odd, nowhere, good], tiny_encoder)
     assert [said.partition(":")[0] for said in rows["unread"].tolist()] == ["cannot be read"] * 2 + [""]
     assert "no such bucket" in rows["unread"][1]
 
@@ -242,7 +242,7 @@ def test_an_encoder_that_cannot_be_loaded_says_so_itself(
     (tmp_path / "w.safetensors").write_bytes(b"damaged")
     spec = replace(tiny_encoder, pretrained=str(tmp_path / "w.safetensors"))
     actor = EncodeViews(spec, bank, "r", threads=1)
-    row = json.loads(actor(joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
+    row = json.loads(actor(rendered([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
     with pytest.raises(InputError) as error:
         module.raise_stated(row)
     assert error.value.heading == "The encoder cannot be loaded"
@@ -257,7 +257,7 @@ def test_a_bank_that_cannot_be_written_says_so_itself(
 
     monkeypatch.setattr(FeatureBank, "write", full)
     actor = EncodeViews(tiny_encoder, bank, "r", threads=1)
-    row = json.loads(actor(joined([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
+    row = json.loads(actor(rendered([gap(draw(tmp_path / "a.png", 0))], tiny_encoder))["row"][0])
     with pytest.raises(LadaError, match=r"^/features cannot be written: No space left on device$"):
         module.raise_stated(row)
 
