@@ -33,11 +33,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: StreamConfig, flags: Flags, console: Console) -> int:
     """Do what was asked for; returns the exit code."""
-    with console.stage("imports"):
-        # Imported when the command line is known to be good: it takes seconds.
-        from lada_ray.plan import print_plan
-        from lada_ray.results import show
-        from lada_ray.stream import run_stream
+    # Imported when the command line is known to be good: it takes seconds.
+    from lada_ray.cluster import join_while_importing
+
+    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", "open_clip")
+    from lada_ray.plan import print_plan
+    from lada_ray.results import show
+    from lada_ray.stream import run_stream
 
     if flags.plan:
         return print_plan(config, console)

@@ -75,9 +75,10 @@ def _learn(
     fit_all_classes(stream, plan.tasks[len(packs) :], console)
     watch = Watcher()
     resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
-    training = Background(plan, replace(ledger, watch=watch), resources, join(run.store.uri, "train"), name)
+    folder = join(run.store.uri, "train")
+    training = Background(plan, replace(ledger, watch=watch), resources, folder, name, watch)
     while len(packs) < len(plan.tasks):
-        packs = training.next_packs(len(packs), run.lease, watch, console)
+        packs = training.next_packs(len(packs), run.lease, console)
     with console.stage("stop training"):
         training.join()
     return packs

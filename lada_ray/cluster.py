@@ -9,11 +9,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from lada_ray.config import ResourceConfig
+from lada_ray.console import IMPORTS, START_RAY, Console
 from lada_ray.errors import LadaError
 
 GPU_SHARE = 0.25
@@ -65,6 +67,34 @@ def join_cluster() -> None:
     if threading.current_thread() is threading.main_thread() and before is not None:
         # Ray's C++ core sets a handler that prints a stack and aborts: how schedulers end a job is no crash.
         signal.signal(signal.SIGTERM, before)
+
+
+def join_while_importing(console: Console, *modules: str) -> None:
+    """`join_cluster`, and import modules meanwhile: each takes seconds, and joining is mostly waiting for processes.
+
+    Args:
+        console: shows how long starting Ray took, and how much longer the imports did.
+        modules: what is imported soon. An error in one shows where it is needed.
+
+    Raises:
+        LadaError: the cluster cannot be joined.
+    """
+    with console.stage(IMPORTS):
+        import ray  # noqa: F401 (before the thread: two should not load it at once)
+
+    def load() -> None:
+        for module in modules:
+            with suppress(Exception):
+                import_module(module)
+
+    loading = threading.Thread(target=load, name="imports", daemon=True)
+    loading.start()
+    try:
+        with console.stage(START_RAY):
+            join_cluster()
+    finally:
+        with console.stage(IMPORTS):
+            loading.join()
 
 
 def result(reference: Any) -> Any:

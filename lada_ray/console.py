@@ -20,7 +20,9 @@ LINE_EVERY_S = 10.0
 # A bar for something that is over at once would only flicker.
 BAR_AFTER_S = 0.7
 # Stages that processes which load what they need count as.
-START_WORKERS, START_ENCODERS = "start workers", "start encoders"
+START_RAY, START_WORKERS, START_ENCODERS = "start Ray", "start workers", "start encoders"
+# What has passed of the process before its console counts as this, too.
+IMPORTS = "imports"
 # Nobody should wonder for longer what a job is doing.
 NAMED_AFTER_S = 2.0
 
@@ -83,7 +85,7 @@ class Console:
         import psutil
 
         passed = max(0.0, time.time() - psutil.Process().create_time())
-        return cls(started=time.monotonic() - passed, seconds={"imports": passed})
+        return cls(started=time.monotonic() - passed, seconds={IMPORTS: passed})
 
     def _name_stage(self, name: str) -> None:
         if self._bar is None and name not in self._named:

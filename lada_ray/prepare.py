@@ -9,7 +9,7 @@ from typing import Any
 
 from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
 from lada_ray.config import StreamConfig
-from lada_ray.console import START_ENCODERS, START_WORKERS, Console
+from lada_ray.console import IMPORTS, START_ENCODERS, START_RAY, START_WORKERS, Console
 from lada_ray.domains.base import ALL_DOMAINS, Domain
 from lada_ray.domains.check import load_domains, overlap, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
@@ -91,7 +91,7 @@ def prepare(
     Raises:
         InputError: the encoder cannot be used, or not with the text tuner.
     """
-    with console.stage("start Ray"):
+    with console.stage(START_RAY):
         join_cluster()
         resources = settle_resources(config.resources)
     for line in shortages(resources):
@@ -132,7 +132,7 @@ def check_input(config: StreamConfig, console: Console) -> tuple[tuple[Domain, .
     domains: tuple[Domain, ...] = ()
     spec: EncoderSpec | None = None
     problems: list[str] = []
-    with console.stage("imports"):
+    with console.stage(IMPORTS):
         import open_clip  # noqa: F401 (it takes seconds, and settling what the encoder is needs it)
     with console.stage("list domains"):
         try:

@@ -46,7 +46,6 @@ class StreamResult:
         model_path: the folder for `LadaModel.load`.
         folder: the run's folder.
         digests: of the task packs, in order.
-        busy: seconds by kind of work (read, decode, encode, fit, ...), summed over all workers of this start.
     """
 
     accuracy: pd.DataFrame
@@ -54,7 +53,6 @@ class StreamResult:
     model_path: str
     folder: str
     digests: tuple[str, ...] = ()
-    busy: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

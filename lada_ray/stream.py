@@ -74,7 +74,11 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
         (images,), extraction = encode(stream, [stream.choice], run, console)
         run.begin(config, stream.spec, stream.info, pack_identities(stream, images))
         with tracked(config, mlflow_uri, run, console) as tracker:
-            return learn_and_test(stream, run, images, extraction, tracker, console)
+            result, training = learn_and_test(stream, run, images, extraction, tracker, console)
+        if training:  # Ray Train takes a second to end, in which the rest is tested, reported and tracked
+            with console.stage("stop training"):
+                training.join()
+        return result
 
 
 def learn_and_test(
@@ -84,8 +88,12 @@ def learn_and_test(
     extraction: Extraction,
     tracker: BackgroundTracker,
     console: Console,
-) -> StreamResult:
-    """The stream itself: after each domain is learnt, test on all of them."""
+) -> tuple[StreamResult, Background | None]:
+    """The stream itself: after each domain is learnt, test on all of them.
+
+    Returns:
+        What came of it, and the training, which has nothing left to do; None: all was learnt before.
+    """
     tasks, learnt_before = plan_tasks(stream, images), len(run.packs)
     if learnt_before:
         console.say(f"  {learnt_before} of {len(tasks)} domains are learnt already")
@@ -95,9 +103,10 @@ def learn_and_test(
     write_tests(run.store, evaluator.evaluation.tests)
     keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
     plan, rows = plan_fit(stream, tasks), []
+    training = None if learnt_before == len(tasks) else _start_training(stream, run, images, plan, console)
     with Calibrator(plan, run.model_store.uri) as calibrator:
         calibrator.begin(run.packs)
-        for learnt, packs in learn(stream, run, images, plan, tracker, console):
+        for learnt, packs in learn(stream, run, training, tracker, console):
             wait_for_calibration(calibrator, run, console)
             rows.append(evaluator.row(packs, learnt))
             calibrator.begin(packs)
@@ -109,7 +118,7 @@ def learn_and_test(
 
     fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
     busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}
-    return finish(stream, run, images, evaluator, rows, busy, console)
+    return finish(stream, run, images, evaluator, rows, busy, console), training
 
 
 def wait_for_calibration(calibrator: Calibrator, run: Run, console: Console) -> None:
@@ -128,12 +137,7 @@ def wait_for_calibration(calibrator: Calibrator, run: Run, console: Console) -> 
 
 
 def learn(
-    stream: Stream,
-    run: Run,
-    images: Images,
-    plan: FitPlan,
-    tracker: BackgroundTracker,
-    console: Console,
+    stream: Stream, run: Run, training: Background | None, tracker: BackgroundTracker, console: Console
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Learn what is not learnt yet, all of it in one Ray Train run in the background.
 
@@ -142,33 +146,26 @@ def learn(
         earlier starts at once, the others as soon as their pack is committed.
     """
     names, shown = [name for name, _ in stream.tasks], len(run.packs)
-    rows = [(name, run.packs[:done]) for done, name in enumerate(["zero-shot", *names[:shown]])]
-    if shown == len(names):
-        yield from rows
+    for done, name in enumerate(["zero-shot", *names[:shown]]):
+        yield name, run.packs[:done]  # tested while workers start
+    if training is None:
         return
-    console.say("  start training ...")
-    watch = Watcher()
-    training = _start_training(stream, run, plan, pack_identities(stream, images), watch)
-    yield from rows  # tested while workers start
     with console.stage(STARTING):
-        training.wait_for_start(shown, run.lease, watch)
+        training.wait_for_start(shown, run.lease)
     while shown < len(names):
         tracker.start_task(names[shown], shown)
-        packs = training.next_packs(shown, run.lease, watch, console)
+        packs = training.next_packs(shown, run.lease, console)
         for done in range(shown + 1, len(packs) + 1):
             yield names[done - 1], packs[:done]
         shown = len(packs)
-    with console.stage("stop training"):
-        training.join()
 
 
-def _start_training(
-    stream: Stream, run: Run, plan: FitPlan, identities: tuple[dict[str, Any], ...], watch: Watcher
-) -> Background:
-    r = stream.resources
-    ledger = RunLedger(run.store.uri, run.epoch, identities, watch)
+def _start_training(stream: Stream, run: Run, images: Images, plan: FitPlan, console: Console) -> Background:
+    console.say("  start training ...")
+    r, watch = stream.resources, Watcher()
+    ledger = RunLedger(run.store.uri, run.epoch, pack_identities(stream, images), watch)
     resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
-    return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}")
+    return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}", watch)
 
 
 def progress_line(rows: Sequence[Row], tasks: int) -> str:
@@ -240,4 +237,4 @@ def finish(
             story = tell_story(stream.config, run.store.uri, images, metrics, busy, console)
             write_report(run.store, accuracy, (rows[0], rows[-1]), packs, images, examples, story)
     run.tidy()
-    return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs, busy)
+    return StreamResult(accuracy, metrics, run.model_store.uri, run.store.uri, packs)

@@ -14,7 +14,7 @@ from lada_ray.fit.task import TrainResources
 from lada_ray.lease import Lease
 from lada_ray.watching import Watcher
 
-POLL_S = 0.25
+POLL_S = 0.1
 
 
 class Background:
@@ -24,13 +24,20 @@ class Background:
 
     Args:
         plan, ledger, resources, storage, name: as for `fit_remaining`.
+        watch: what the ledger tells progress to.
     """
 
     def __init__(
-        self, plan: FitPlan, ledger: Ledger, resources: TrainResources, storage: str, name: str
+        self,
+        plan: FitPlan,
+        ledger: Ledger,
+        resources: TrainResources,
+        storage: str,
+        name: str,
+        watch: Watcher,
     ) -> None:
         self._error: BaseException | None = None
-        self._ledger = ledger
+        self._ledger, self._watch = ledger, watch
         arguments = (plan, ledger, resources, storage, name)
         self._thread = threading.Thread(target=self._run, args=arguments, name="train", daemon=True)
         self._thread.start()
@@ -56,17 +63,17 @@ class Background:
         if self._error is not None:
             raise_cause(self._error)
 
-    def wait_for_start(self, known: int, lease: Lease, watch: Watcher) -> None:
+    def wait_for_start(self, known: int, lease: Lease) -> None:
         """Wait until a worker has begun with its first task, after `known` packs, or ended before.
 
         Raises:
             LostLease: another process took the run over.
         """
-        while not (self.over or watch.read() or len(self._ledger.packs()) > known):
+        while not (self.over or self._watch.read() or len(self._ledger.packs()) > known):
             lease.check()
             time.sleep(POLL_S)
 
-    def next_packs(self, known: int, lease: Lease, watch: Watcher, console: Console) -> tuple[str, ...]:
+    def next_packs(self, known: int, lease: Lease, console: Console) -> tuple[str, ...]:
         """Wait until there are more packs than `known`, showing how far the current task is; returns them all.
 
         Raises:
@@ -82,7 +89,7 @@ class Background:
                     self.join()
                     raise LadaError(f"training ended after {known} tasks; start the run again")
                 lease.check()
-                if state := watch.read():
+                if state := self._watch.read():
                     domain, step, steps = state
                     console.progress(f"learning {domain}", step, steps)
                 time.sleep(POLL_S)

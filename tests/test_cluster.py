@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from lada_ray.cluster import Resources, grouped, join_cluster, result, settle_resources, shortages
+from lada_ray import cluster
+from lada_ray.cluster import (
+    Resources,
+    grouped,
+    join_cluster,
+    join_while_importing,
+    result,
+    settle_resources,
+    shortages,
+)
 from lada_ray.config import ResourceConfig
+from lada_ray.console import Console
 from lada_ray.errors import InputError, LadaError
 from lada_ray.features.extract import READ_CPUS
 
@@ -96,6 +108,39 @@ def test_stderr_is_back_after_joining_failed(
         join_cluster()
     print("later", file=sys.stderr, flush=True)
     assert "later" in capfd.readouterr().err
+
+
+def test_modules_are_imported_while_the_cluster_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken_to_import.py").write_text("1 / 0")
+    (tmp_path / "slow_to_import.py").write_text("import time; time.sleep(0.2); done = True")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def join() -> None:
+        deadline = time.monotonic() + 20
+        while "slow_to_import" not in sys.modules:  # where a module is from the start of its import
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cluster, "join_cluster", join)
+    console = Console(quiet=True)
+    # What is broken tells where it is needed.
+    join_while_importing(console, "broken_to_import", "slow_to_import")
+    assert sys.modules["slow_to_import"].done
+    assert set(console.seconds) == {"start Ray", "imports"}
+
+
+def test_imports_are_over_when_joining_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise LadaError("cannot join")
+
+    (tmp_path / "imported_meanwhile.py").write_text("import time; time.sleep(0.2); done = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cluster, "join_cluster", fail)
+    with pytest.raises(LadaError, match="cannot join"):
+        join_while_importing(Console(quiet=True), "imported_meanwhile")
+    assert sys.modules["imported_meanwhile"].done
 
 
 def test_what_the_cluster_lacks_is_told(ray_local: None) -> None:

@@ -51,7 +51,7 @@ def test_tests_and_calibrations_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
         evaluation=SimpleNamespace(tests=()), row=lambda packs, learnt: said.append(f"test {learnt}") or row
     )
     fakes: dict[str, Any] = {
-        "plan_tasks": lambda *_: (),
+        "plan_tasks": lambda *_: ("a", "b"),
         "fit_all_classes": lambda *_: {},
         "plan_evaluation": lambda *_: None,
         "plan_fit": lambda *_: None,
@@ -59,6 +59,7 @@ def test_tests_and_calibrations_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
         "keep_known": lambda *_: None,
         "Evaluator": lambda *_: evaluator,
         "Calibrator": lambda *_: Calibrator(said),
+        "_start_training": lambda *_: "training",
         "learn": lambda *_: iter([("zero-shot", ()), ("a", ("one",)), ("b", ("one", "two"))]),
         "finish": lambda *_: "done",
     }
@@ -73,7 +74,7 @@ def test_tests_and_calibrations_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
     stream: Any = SimpleNamespace(domains=())
     tracker: Any = SimpleNamespace(sync=lambda: None, tracker=SimpleNamespace(seconds=0.0))
     done: Any = learn_and_test(stream, run, None, SimpleNamespace(seconds={}), tracker, Console(quiet=True))  # type: ignore[arg-type]
-    assert done == "done"
+    assert done == ("done", "training")
     turns = [f"wait, test {learnt}, begin {i}" for i, learnt in enumerate(["zero-shot", "a", "b"])]
     assert ", ".join(said) == ", ".join(["begin 0", *turns, "wait"])
 

@@ -30,7 +30,7 @@ class WorkerFailure(Exception):
 def start(monkeypatch: pytest.MonkeyPatch, fit: Any) -> Background:
     monkeypatch.setattr(training, "fit_remaining", fit)
     nothing: Any = None
-    return Background(nothing, nothing, nothing, "/nowhere", "name")
+    return Background(nothing, nothing, nothing, "/nowhere", "name", nothing)
 
 
 def test_it_runs_beside_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +66,13 @@ def next_packs(
     monkeypatch.setattr(training, "fit_remaining", lambda *_: over or go.wait(20))
     ledger: Any = SimpleNamespace(packs=lambda: packs.pop(0) if len(packs) > 1 else packs[0])
     anything: Any = nothing
-    background = Background(anything, ledger, anything, "/nowhere", "name")
+    watch: Any = SimpleNamespace(read=lambda: ("digits", 7, 20))
+    background = Background(anything, ledger, anything, "/nowhere", "name", watch)
     if over:
         background._thread.join()
     lease: Any = SimpleNamespace(check=lambda: None)
-    watch: Any = SimpleNamespace(read=lambda: ("digits", 7, 20))
     try:
-        return background.next_packs(0, lease, watch, console or Console(quiet=True))
+        return background.next_packs(0, lease, console or Console(quiet=True))
     finally:
         go.set()
 

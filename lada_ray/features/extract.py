@@ -70,9 +70,10 @@ class Extraction:
     """Reason by URI of files that could not be read (any more), or that this encoder makes nothing of: it says
     nothing about equal bytes elsewhere, nor about other encoders."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Busy seconds per stage, over all workers: read, decode, encode."""
+    """Busy seconds per stage, over all workers: read, decode (of a core), encode."""
     start_s: float = 0.0
-    """Wall seconds until the first encoder had its first images: workers and actors start, and load the encoder."""
+    """Wall seconds until the first encoder had its first images: workers and actors start, and load the encoder.
+    Without those that all cores would have taken for what was read and decoded by then."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class RenderViews:
         """Map rows (uri, sha256, views) to a row per view, with pixels or why there are none."""
         images = zip(batch["uri"], batch["sha256"], batch["views"], strict=True)
         rows = [self._rows(str(uri), str(sha), str(views).split()) for uri, sha, views in images]
-        return {name: np.concatenate([some[name] for some in rows]) for name in rows[0]}
+        whole = {name: np.concatenate([some[name] for some in rows]) for name in rows[0]}
+        return {**whole, "rendered": np.full(len(whole["view"]), time.time())}
 
     def _rows(self, uri: str, sha: str, views: list[str]) -> Batch:
         image = render_image(uri, views, self.preprocess, sha)
@@ -124,6 +126,7 @@ class Rendered:
     """Why there are no pixels now, which says nothing about the bytes; "" if there are."""
     read_s: float = 0.0
     decode_s: float = 0.0
+    """Of a core: beside other work it takes longer."""
 
 
 def render_image(uri: str, views: Sequence[str], preprocess: Preprocess, sha: str = "") -> Rendered:
@@ -139,14 +142,14 @@ def render_image(uri: str, views: Sequence[str], preprocess: Preprocess, sha: st
     Returns:
         Pixels, or why there are none: nothing about an image raises.
     """
-    clock = [time.perf_counter()]
+    started, read_s, began = time.perf_counter(), 0.0, time.thread_time()
     reason = unread = ""
     pixels = np.zeros((1, preprocess.size, preprocess.size, 3), np.uint8)
     try:
         data = read_image(uri)
         if sha:
             _check_unchanged(data, sha)
-        clock.append(time.perf_counter())
+        read_s, began = time.perf_counter() - started, time.thread_time()
         pixels = _render(data, sha, views, preprocess)
     except BadImage as error:
         reason = str(error)
@@ -154,8 +157,7 @@ def render_image(uri: str, views: Sequence[str], preprocess: Preprocess, sha: st
         unread = str(error)
     except (OSError, ValueError, LadaError) as error:
         unread = why_unread(error)
-    clock.append(time.perf_counter())
-    return Rendered(pixels, reason, unread, clock[1] - clock[0], clock[-1] - clock[1])
+    return Rendered(pixels, reason, unread, read_s, time.thread_time() - began)
 
 
 def _render(data: bytes, sha: str, views: Sequence[str], preprocess: Preprocess) -> Pixels:
@@ -273,6 +275,7 @@ class EncodeViews(EncoderActor):
             "seconds": seconds,
             "images": images,
             "began": began,
+            "rendered": float(batch["rendered"].max()),
         }
 
 
@@ -318,11 +321,14 @@ def extract(
         IntegrityError: a node's encoder is not the one whose features the bank holds.
         LadaError: the encoder cannot be loaded on a node, or the bank cannot be written.
     """
+    import ray
+
     total = sum(len(gap.views) for gap in gaps)
     result = Extraction()
     if not gaps:
         return result
     done, started, first = 0, time.time(), math.inf
+    rendered: list[tuple[float, float]] = []
     with _Entering(bank) as entering:
         for row in _pipeline(gaps, spec, bank, pool, run):
             raise_stated(row)
@@ -335,9 +341,12 @@ def extract(
             for stage, seconds in row["seconds"].items():
                 result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
             done, first = done + row["images"], min(first, row["began"])
+            rendered.append((row["rendered"], row["seconds"]["read"] + row["seconds"]["decode"]))
             progress(done, total)
-    # Clocks of other nodes may differ a little.
-    result.start_s = max(0.0, first - started) if done else 0.0
+    if done:
+        ahead = sum(seconds for when, seconds in rendered if when <= first)
+        # Clocks of other nodes may differ a little.
+        result.start_s = max(0.0, first - started - ahead / ray.cluster_resources()["CPU"])
     bank.table.merge()
     return result
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lada_ray.cluster import cause, join_cluster, settle_resources, shortages
 from lada_ray.config import ResourceConfig
-from lada_ray.console import Console
+from lada_ray.console import START_RAY, Console
 from lada_ray.errors import InputError
 from lada_ray.features.extract import Pool, raise_stated, stream_rows
 from lada_ray.lease import Lease
@@ -171,7 +171,7 @@ def predict_chunks(
 
     if not chunks:
         return
-    with console.stage("start Ray"):
+    with console.stage(START_RAY):
         join_cluster()
         settled = settle_resources(resources or ResourceConfig())
     for line in shortages(replace(settled, train_workers=0)):
