@@ -209,7 +209,7 @@ def _draw(bank: FeatureBank, text: TextSide, position: int, names: list[str]) ->
     bank.table.enter([bank.write(shas, [TEST_VIEW] * len(shas), raw, "drawn")])
     prompts = make_prompts(PROMPT, names)
     with torch.no_grad():
-        features = text.tower(text.tower.trees(text.tokenizer(list(prompts)))).numpy()
+        features = text.tower(text.tower.begin(text.tokenizer(list(prompts)))).numpy()
     bank.store.create(text_key(prompts), save({"text": features}))
     labels = tuple(np.repeat(np.arange(CLASSES), IMAGES).tolist())
     return TrainImages(f"domain {position}", tuple(shas), labels, (TEST_VIEW,), prompts)

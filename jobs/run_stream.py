@@ -36,7 +36,8 @@ def run(config: StreamConfig, flags: Flags, console: Console) -> int:
     # Imported when the command line is known to be good: it takes seconds.
     from lada_ray.cluster import join_while_importing
 
-    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", "open_clip")
+    asked = () if config.encoder.in_files else ("open_clip",)
+    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", *asked, "mlflow")
     from lada_ray.plan import print_plan
     from lada_ray.results import show
     from lada_ray.stream import run_stream

@@ -51,11 +51,12 @@ class Calibrator:
         self._waiting = list(plan.tasks)
         self._begun: list[Any] = []
 
-    def begin(self, packs: Sequence[str]) -> None:
+    def begin(self, packs: Sequence[str], soon: bool = False) -> None:
         """Begin with what is learnt by now.
 
         Args:
             packs: digests of all the model's packs, in order: that of a task is at its position.
+            soon: a worker that has nothing to calibrate yet imports what it will need.
         """
         import ray
 
@@ -65,6 +66,8 @@ class Calibrator:
         for task in learnt:
             if not store.exists(calibration_key(packs[task.position])):
                 self._begun.append(run.remote(self._shipped, task, self.model_uri, tuple(packs)))
+        if soon and not packs and self.plan.kind in TRAINED:
+            self._begun.append(ray.remote(num_cpus=TASK_CPUS)(_import_ahead).remote())
 
     @cached_property
     def _shipped(self) -> Any:
@@ -102,6 +105,10 @@ def calibrate(
     with Calibrator(plan, model_uri) as calibrator:
         calibrator.begin(packs)
         calibrator.wait(progress)
+
+
+def _import_ahead() -> None:
+    import torch._dynamo  # noqa: F401 (torch's first optimiser imports it, and takes a second for it)
 
 
 def _calibrate_and_write(plan: FitPlan, task: TaskPlan, model_uri: str, packs: Sequence[str]) -> None:

@@ -28,6 +28,8 @@ HEADING = "The configuration is not valid"
 BLANK = "***"
 """What stands where a password was."""
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# What `encoder.pretrained` says for the encoder that comes with the package.
+DEMO = "demo"
 RESERVED = frozenset({"features", "encoders", "demo-images", "mlflow.db", "mlartifacts", "mlruns"})
 """What lies beside the run folders in a storage, so no run may have such a name."""
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -58,6 +60,11 @@ class PreprocessConfig(BaseModel):
         return std
 
 
+def is_file_name(pretrained: str) -> bool:
+    """Whether weights are named as a file, not as one of open_clip's tags."""
+    return "/" in pretrained or pretrained.endswith(WEIGHT_SUFFIXES)
+
+
 class EncoderConfig(BaseModel):
     """The frozen CLIP."""
 
@@ -79,6 +86,13 @@ class EncoderConfig(BaseModel):
     """Precision of encoding (null: bf16 on a GPU, fp32 on a CPU)."""
     prompt: str = "a photo of a {}."
     """Template for class names, {} standing for the name; a domain may have its own."""
+
+    @property
+    def in_files(self) -> bool:
+        """Whether files say what this encoder is; else open_clip is asked, whose import takes seconds."""
+        return self.pretrained == DEMO or (
+            self.architecture is not None and is_file_name(self.pretrained or "")
+        )
 
     @field_validator("prompt")
     @classmethod
@@ -463,16 +477,11 @@ def _roots(domains: Any, base: str) -> Any:
 def _encoder_paths(encoder: dict[str, Any], base: Path) -> dict[str, Any]:
     result = dict(encoder)
     pretrained = encoder.get("pretrained")
-    if isinstance(pretrained, str) and _is_file_name(pretrained, base):
+    if isinstance(pretrained, str) and (is_file_name(pretrained) or (base / pretrained).is_file()):
         result["pretrained"] = _based(pretrained, base)
     if "architecture" in encoder:
         result["architecture"] = _based(encoder["architecture"], base)
     return result
-
-
-def _is_file_name(pretrained: str, base: Path) -> bool:
-    """Whether weights are named as a file, not as one of open_clip's tags."""
-    return "/" in pretrained or pretrained.endswith(WEIGHT_SUFFIXES) or (base / pretrained).is_file()
 
 
 def _domain_paths(domain: Any, base: str) -> Any:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lada_ray.cluster import Resources, join_cluster, result, settle_resources, shortages
-from lada_ray.config import StreamConfig
+from lada_ray.config import DEMO, StreamConfig
 from lada_ray.console import IMPORTS, START_ENCODERS, START_RAY, START_WORKERS, Console
 from lada_ray.domains.base import ALL_DOMAINS, Domain
 from lada_ray.domains.check import load_domains, overlap, overlaps
 from lada_ray.encoder import EncoderInfo, EncoderSpec, resolve_encoder
-from lada_ray.encoder.resolve import DEMO
 from lada_ray.errors import InputError
 from lada_ray.evaluate import Evaluation, TestSet
 from lada_ray.features.bank import FeatureBank
@@ -132,8 +131,9 @@ def check_input(config: StreamConfig, console: Console) -> tuple[tuple[Domain, .
     domains: tuple[Domain, ...] = ()
     spec: EncoderSpec | None = None
     problems: list[str] = []
-    with console.stage(IMPORTS):
-        import open_clip  # noqa: F401 (it takes seconds, and settling what the encoder is needs it)
+    if not config.encoder.in_files:
+        with console.stage(IMPORTS):
+            import open_clip  # noqa: F401 (it takes seconds, and settling what the encoder is needs it)
     with console.stage("list domains"):
         try:
             domains = load_domains(config.domains, config.storage)

@@ -103,13 +103,16 @@ def learn_and_test(
     write_tests(run.store, evaluator.evaluation.tests)
     keep_known(run.store, images, [stream.prompts(domain) for domain in stream.domains])
     plan, rows = plan_fit(stream, tasks), []
-    training = None if learnt_before == len(tasks) else _start_training(stream, run, images, plan, console)
+    training = None
+    if learnt_before < len(tasks):
+        with console.stage(STARTING):
+            training = _start_training(stream, run, images, plan, console)
     with Calibrator(plan, run.model_store.uri) as calibrator:
         calibrator.begin(run.packs)
         for learnt, packs in learn(stream, run, training, tracker, console):
             wait_for_calibration(calibrator, run, console)
             rows.append(evaluator.row(packs, learnt))
-            calibrator.begin(packs)
+            calibrator.begin(packs, soon=training is not None)
             if len(packs) > learnt_before:
                 run.store.write("accuracy_matrix.csv", accuracy_table(rows[1:]).to_csv().encode())
                 console.say(progress_line(rows, len(tasks)))

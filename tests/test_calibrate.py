@@ -79,6 +79,18 @@ def test_packs_are_calibrated_as_they_come(
         )
 
 
+def test_a_worker_that_waits_imports_ahead(learnt: tuple[FitPlan, str, tuple[str, ...]]) -> None:
+    plan, uri, _ = learnt
+    told: list[tuple[int, int]] = []
+    with Calibrator(plan, uri) as calibrator:
+        calibrator.begin((), soon=True)
+        calibrator.wait(lambda done, total: told.append((done, total)))
+        assert told[-1] == (1, 1)
+    with Calibrator(replace(plan, kind="ncm"), uri) as calibrator:  # trains nothing
+        calibrator.begin((), soon=True)
+        calibrator.wait(lambda done, total: pytest.fail("began something"))
+
+
 def test_an_error_beside_it_ends_it(
     learnt: tuple[FitPlan, str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,8 @@ class Calibrator:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def begin(self, packs: tuple[str, ...]) -> None:
-        self.said.append(f"begin {len(packs)}")
+    def begin(self, packs: tuple[str, ...], soon: bool = False) -> None:
+        self.said.append(f"begin {len(packs)}{' soon' * soon}")
 
     def wait(self, show: Callable[[int, int], None]) -> None:
         show(0, 1)
@@ -75,7 +75,7 @@ def test_tests_and_calibrations_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
     tracker: Any = SimpleNamespace(sync=lambda: None, tracker=SimpleNamespace(seconds=0.0))
     done: Any = learn_and_test(stream, run, None, SimpleNamespace(seconds={}), tracker, Console(quiet=True))  # type: ignore[arg-type]
     assert done == ("done", "training")
-    turns = [f"wait, test {learnt}, begin {i}" for i, learnt in enumerate(["zero-shot", "a", "b"])]
+    turns = [f"wait, test {learnt}, begin {i} soon" for i, learnt in enumerate(["zero-shot", "a", "b"])]
     assert ", ".join(said) == ", ".join(["begin 0", *turns, "wait"])
 
 

@@ -15,13 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lada_ray.config import EncoderConfig
+from lada_ray.config import DEMO, EncoderConfig, is_file_name
 from lada_ray.errors import InputError, LadaError
 from lada_ray.store import is_remote, open_store
 from lada_ray.views import Preprocess
 
-# What `pretrained` says for the encoder that comes with the package.
-DEMO = "demo"
 SHIPPED_MODEL = "demo-clip"
 SHIPPED = Path(__file__).parent.parent / "encoders"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,7 +51,7 @@ class EncoderSpec:
         if self.pretrained == DEMO:
             # By name, not by path: a model learnt with it can be loaded wherever the package is installed.
             return SHIPPED / f"{self.model}.safetensors"
-        here = _is_file(self.pretrained) and not is_remote(self.pretrained)
+        here = is_file_name(self.pretrained) and not is_remote(self.pretrained)
         return Path(self.pretrained) if here else None
 
     def to_json(self) -> dict[str, Any]:
@@ -110,16 +108,12 @@ def _shipped(config: EncoderConfig) -> EncoderConfig:
     return config.model_copy(update=files)
 
 
-def _is_file(pretrained: str) -> bool:
-    return "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".pt", ".pth", ".bin")
-
-
 def _architecture(config: EncoderConfig, problems: list[str]) -> dict[str, Any] | None:
+    if config.architecture is not None:
+        return _read_architecture(Path(config.architecture), problems)
     from open_clip import list_models
     from open_clip.factory import get_model_config
 
-    if config.architecture is not None:
-        return _read_architecture(Path(config.architecture), problems)
     if ":" in config.model:
         problems.append(
             f"encoder.model: {config.model!r}: names that are folders or repositories are not read; give an "
@@ -198,7 +192,7 @@ def _claims(
     claims = {
         "encoder.architecture": _stated(architecture or {}, (architecture or {}).get("preprocess_cfg", {}))
     }
-    if _is_file(config.pretrained):
+    if is_file_name(config.pretrained):
         claims |= _file_claims(Path(config.pretrained), problems)
     else:
         claims |= _tag_claims(config, architecture or {}, problems)
@@ -276,9 +270,9 @@ def _settle_quick_gelu(
         said["encoder.quick_gelu"] = config.quick_gelu
     elif config.architecture is None and _has_twin(config.model):
         plain_name = not said.get("encoder.architecture", False)
-        if plain_name and _is_file(str(config.pretrained)) and not said:
+        if plain_name and is_file_name(str(config.pretrained)) and not said:
             problems.append(_state_quick_gelu(config))
-        elif plain_name and not _is_file(str(config.pretrained)):
+        elif plain_name and not is_file_name(str(config.pretrained)):
             said[f"the name {config.model}"] = False
     if len(set(said.values())) > 1:
         listed = ", ".join(f"{source} says {str(value).lower()}" for source, value in said.items())
@@ -323,13 +317,15 @@ def _settle_preprocess(
 
 def _usual(config: EncoderConfig, key: str, problems: list[str]) -> Any:
     """For a bare file: what the hub tags of its architecture agree on, else OpenAI's."""
-    from open_clip import list_pretrained_tags_by_model
-    from open_clip.pretrained import get_pretrained_cfg
-
     default = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic", "resize_mode": "shortest"}[
         key
     ]
-    tags = list_pretrained_tags_by_model(config.model) if config.architecture is None else []
+    if config.architecture is not None:
+        return default
+    from open_clip import list_pretrained_tags_by_model
+    from open_clip.pretrained import get_pretrained_cfg
+
+    tags = list_pretrained_tags_by_model(config.model)
     values = {_plain(get_pretrained_cfg(config.model, tag).get(key, default)) for tag in tags}
     if len(values) > 1:
         listed = " or ".join(str(value) for value in sorted(values))

@@ -214,7 +214,7 @@ class TaskLearner:
         init = draws.torch_generator(self.seed, "tuner", self.task.position)
         tuner = TextTuner(tower.width, len(tower.blocks), self.settings.tuner_bottleneck, init)
         self.tower, self.tuner = tower.to(self.device), tuner.to(self.device)
-        self.prompts = tower.trees(self._tensor(self.task.tokens))
+        self.prompts = tower.begin(self._tensor(self.task.tokens))
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
         parameters = self.parameters() or [torch.zeros(1, requires_grad=True)]

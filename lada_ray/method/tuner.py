@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,19 @@ class TextTuner(nn.Module):
         self.adapters = nn.ModuleList(AdaptFormer(width, bottleneck, generator) for _ in range(layers))
 
 
+class Begun(NamedTuple):
+    """n prompts on G trees of N tokens, as far as a tower takes them before an adapter: the same at every step.
+
+    stream: the residual stream behind the first block's attention, [G, N, width]. ffn: what its FFN adds, likewise.
+    mask: of the attention, [G · heads, N, N]. ends: where each prompt's end of text is among all G·N tokens, [n].
+    """
+
+    stream: Tensor
+    ffn: Tensor
+    mask: Tensor
+    ends: Tensor
+
+
 class CausalTextTower(nn.Module):
     """The frozen text tower of an open_clip model (CLIP or CustomTextCLIP), tunable, and on trees of prompts.
 
@@ -86,30 +99,38 @@ class CausalTextTower(nn.Module):
             return tokens.argmax(dim=-1)
         return (tokens == self.eos_id).int().argmax(dim=-1)
 
-    def trees(self, tokens: Tensor) -> PromptTrees:
-        """What `forward` takes, of tokenised prompts [n, context]."""
-        return PromptTrees.of(tokens, self.end_of_text(tokens))
+    def begin(self, tokens: Tensor) -> Begun:
+        """What `forward` takes, of tokenised prompts [n, context]; worth keeping, as adapters do not change it."""
+        prompts = PromptTrees.of(tokens, self.end_of_text(tokens))
+        x = self.token_embedding(prompts.tokens) + self.positional_embedding[prompts.positions]
+        mask = prompts.mask.repeat_interleave(self.blocks[0].attn.num_heads, dim=0)
+        return Begun(*_halves(self.blocks[0], x, mask), mask, prompts.ends)
 
-    def forward(self, prompts: PromptTrees, tuner: TextTuner | None = None) -> Tensor:
+    def forward(self, prompts: Begun, tuner: TextTuner | None = None) -> Tensor:
         """Text features of n prompts.
 
         Args:
-            prompts: from `trees`.
+            prompts: from `begin`.
             tuner: adapters to add to every block; None gives CLIP's own features.
 
         Returns:
             Raw text features [n, d], in the space of the image features.
         """
-        x = self.token_embedding(prompts.tokens) + self.positional_embedding[prompts.positions]
-        mask = prompts.mask.repeat_interleave(self.blocks[0].attn.num_heads, dim=0)
+        x, ffn = prompts.stream, prompts.ffn
         for i, block in enumerate(self.blocks):
-            x = x + block.ls_1(block.attention(block.ln_1(x), attn_mask=mask))
-            ffn = block.ls_2(block.mlp(block.ln_2(x)))
+            if i > 0:
+                x, ffn = _halves(block, x, prompts.mask)
             x = x + ffn if tuner is None else x + ffn + tuner.adapters[i](x)
         x = self.ln_final(x.flatten(0, 1)[prompts.ends])
         if self.projection is None:
             return x
         return self.projection(x) if isinstance(self.projection, nn.Linear) else x @ self.projection
+
+
+def _halves(block: Any, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The residual stream behind a block's attention, and what its FFN adds."""
+    x = x + block.ls_1(block.attention(block.ln_1(x), attn_mask=mask))
+    return x, block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _is_native(text: Any) -> bool:

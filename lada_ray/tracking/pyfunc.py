@@ -25,7 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lada_ray.encoder.resolve import DEMO, SHIPPED
+from lada_ray.config import DEMO
+from lada_ray.encoder.resolve import SHIPPED
 from lada_ray.model import LadaModel
 from lada_ray.tracking.connection import quiet_client
 

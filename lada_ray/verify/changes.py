@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lada_ray.config import StreamConfig
+from lada_ray.config import DEMO, StreamConfig
 from lada_ray.domains.base import Domain, DomainSpec
 from lada_ray.encoder import EncoderSpec, load_encoder, resolve_encoder
-from lada_ray.encoder.resolve import DEMO
 from lada_ray.errors import InputError
 from lada_ray.evaluate import TEST_IMAGES, Evaluation, Row, TestSet
 from lada_ray.features.text import known_info

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +352,31 @@ def test_a_failed_download_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, we
     assert "ConnectionError: no route to host" in str(error.value)
     assert "give the file as encoder.pretrained" in str(error.value)
     assert weights_file(resolve("ViT-B-16", weights, quick_gelu=True)) == weights
+
+
+@pytest.mark.parametrize(
+    ("given", "in_files"),
+    [
+        ({"model": "demo-clip", "pretrained": "demo"}, True),
+        ({"model": "own", "architecture": "/own.json", "pretrained": "/own.safetensors"}, True),
+        ({"model": "own", "architecture": "/own.json", "pretrained": "openai"}, False),
+        ({"model": "ViT-B-16", "pretrained": "/own.safetensors"}, False),
+        ({"model": "ViT-B-16"}, False),
+    ],
+)
+def test_whether_files_say_it_all(given: dict[str, str], in_files: bool) -> None:
+    assert EncoderConfig(**given).in_files == in_files
+
+
+def test_an_encoder_in_files_is_settled_without_open_clip() -> None:
+    """Its import takes seconds of a job's start."""
+    code = """if True:
+        import sys
+        from lada_ray.config import EncoderConfig
+        from lada_ray.encoder.resolve import SHIPPED, resolve_encoder
+        files = {"architecture": f"{SHIPPED}/demo-clip.json", "pretrained": f"{SHIPPED}/demo-clip.safetensors"}
+        for given in ({"pretrained": "demo"}, files):
+            resolve_encoder(EncoderConfig(model="demo-clip", **given), "fp32")
+        assert "open_clip" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -52,16 +52,16 @@ def test_features_are_those_of_whole_prompts(
     tower = CausalTextTower(model)
     full = tokens(*ALIKE[:, 1:4].tolist(), list(range(1, 11)))
     for rows in (ALIKE, ALIKE[:1], ALIKE.flip(0), full):
-        trees = tower.trees(rows)
-        assert len(trees.tokens) == -(-len(rows) // group)
+        begun = tower.begin(rows)
+        assert len(begun.stream) == -(-len(rows) // group)
         expected = model.encode_text(rows)  # type: ignore[operator]
-        torch.testing.assert_close(tower(trees), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(tower(begun), expected, rtol=0, atol=1e-5)
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours(build_clip: Callable[..., nn.Module]) -> None:
     tower = CausalTextTower(build_clip())
-    alone = tower(tower.trees(ALIKE[:1]))
-    torch.testing.assert_close(tower(tower.trees(ALIKE))[:1], alone, rtol=0, atol=1e-6)
+    alone = tower(tower.begin(ALIKE[:1]))
+    torch.testing.assert_close(tower(tower.begin(ALIKE))[:1], alone, rtol=0, atol=1e-6)
 
 
 def test_prompts_that_share_nothing_stay_small() -> None:

@@ -122,27 +122,27 @@ def test_initial_weights_are_a_function_of_seed_and_task(build_clip: Build) -> N
 
 def test_the_tower_is_open_clip_s_encode_text(model: nn.Module, prompts: Tensor) -> None:
     tower = CausalTextTower(model)
-    torch.testing.assert_close(tower(tower.trees(prompts)), model.encode_text(prompts), rtol=0, atol=1e-5)
+    torch.testing.assert_close(tower(tower.begin(prompts)), model.encode_text(prompts), rtol=0, atol=1e-5)
 
 
 def test_training_starts_at_the_original_features_exactly(model: nn.Module, prompts: Tensor) -> None:
     tower = CausalTextTower(model)
-    assert torch.equal(tower(tower.trees(prompts), make_tuner(tower)), tower(tower.trees(prompts)))
+    assert torch.equal(tower(tower.begin(prompts), make_tuner(tower)), tower(tower.begin(prompts)))
 
 
 def test_a_tuned_tower_follows_the_formula(model: nn.Module, prompts: Tensor) -> None:
     tower = CausalTextTower(model)
     tuner = shaken(make_tuner(tower))
-    tuned = tower(tower.trees(prompts), tuner)
+    tuned = tower(tower.begin(prompts), tuner)
     torch.testing.assert_close(tuned, reference_features(model, prompts, tuner), rtol=0, atol=1e-5)
-    assert (tuned - tower(tower.trees(prompts))).abs().max() > 0.01
+    assert (tuned - tower(tower.begin(prompts))).abs().max() > 0.01
 
 
 def test_only_the_tuner_is_trained(build_clip: Build, prompts: Tensor) -> None:
     model = build_clip().requires_grad_(True)
     tower = CausalTextTower(model)
     tuner = shaken(make_tuner(tower))
-    tower(tower.trees(prompts), tuner).square().sum().backward()
+    tower(tower.begin(prompts), tuner).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in tuner.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in tower.parameters())
 
