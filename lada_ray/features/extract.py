@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 # the reader into the actor, and an actor's call would be of as many images as it is to be of views.
 READ_CPUS = 0.43
 # Views per encoder call by device, and so per part of the bank; merged into larger parts at the end. A read task makes
-# as many at most: a task costs Ray as much as ten images, and rests of several are not put together. On a CPU a call of
-# ViT-B/32 is to take seconds, too: it is what a kill costs, and what one encoder may have left when another is done.
+# as many at most: a task costs Ray as much as ten images, and rests of several are not put together.
 ENCODE_VIEWS = {"cpu": 128, "cuda": 512}
+# Of larger images a core encodes few a second. A call is what a kill costs, and what one encoder may have left to do
+# when another one is done: on a CPU it is to take seconds.
+LARGE, LARGE_VIEWS = 128, 64
 # The manifest, which grows with its parts, is rewritten at most this often.
 ENTER_EVERY_S = 1.0
 NOT_FINITE = "the encoder gives NaN or infinite features"
@@ -381,8 +383,13 @@ def _pipeline(
     gaps: Sequence[Gap], spec: EncoderSpec, bank: FeatureBank, pool: Pool, run: str
 ) -> Iterator[dict[str, Any]]:
     read = RenderViews(spec.preprocess).__call__
-    views = ENCODE_VIEWS[device_for(pool.gpus)]
+    views = encode_views(device_for(pool.gpus), spec.preprocess.size)
     return stream_rows(_read_tasks(gaps, views), read, EncodeViews, (spec, bank, run), pool, views)
+
+
+def encode_views(device: str, size: int) -> int:
+    """Views per encoder call, of images of size x size pixels."""
+    return LARGE_VIEWS if device == "cpu" and size > LARGE else ENCODE_VIEWS[device]
 
 
 def _read_tasks(gaps: Sequence[Gap], views: int) -> list[pd.DataFrame]:

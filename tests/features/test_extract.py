@@ -21,10 +21,19 @@ from safetensors.numpy import load_file, save_file
 
 from lada_ray.domains import Domain
 from lada_ray.encoder import EncoderSpec, load_encoder
+from lada_ray.encoder.clip import BATCH
 from lada_ray.errors import InputError, IntegrityError, LadaError
 from lada_ray.features import extract as module
 from lada_ray.features.bank import FeatureBank
-from lada_ray.features.extract import EncodeViews, Extraction, Gap, Pool, RenderViews, extract
+from lada_ray.features.extract import (
+    EncodeViews,
+    Extraction,
+    Gap,
+    Pool,
+    RenderViews,
+    encode_views,
+    extract,
+)
 from lada_ray.features.parts import Part, PartTable
 from lada_ray.store import join, open_store
 from lada_ray.views import Preprocess, decode, render
@@ -147,6 +156,15 @@ def test_read_tasks_are_of_whole_images_and_at_most_so_many_views() -> None:
     tasks = module._read_tasks(gaps[::-1], 256)
     assert [sum(len(views.split()) for views in task["views"]) for task in tasks] == [252, 252, 252, 144, 300]
     assert [uri for task in tasks for uri in task["uri"]] == [gap.uri for gap in gaps]
+
+
+def test_calls_are_of_fewer_large_images_on_a_cpu() -> None:
+    sizes = [encode_views(device, size) for device, size in (("cpu", 64), ("cpu", 224), ("cuda", 224))]
+    assert sizes == [128, 64, 512]
+    # None of them leaves a part of the encoder's batch empty.
+    assert [views % BATCH[device] for views, device in zip(sizes, ("cpu", "cpu", "cuda"), strict=True)] == [
+        0
+    ] * 3
 
 
 def test_a_killed_encoder_loses_and_doubles_nothing(
