@@ -122,7 +122,7 @@ def run_product(storage: str, quick: bool, name: str) -> dict[str, Any]:
     """Run the stream as its job does, in a process of its own: seconds since that started, what start-up took."""
     console = Console.of_process()
     console.quiet = True
-    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", "mlflow")
+    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", "lada_ray.tracking.ahead")
     import ray
 
     from lada_ray.stream import run_stream

@@ -33,11 +33,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: StreamConfig, flags: Flags, console: Console) -> int:
     """Do what was asked for; returns the exit code."""
-    # Imported when the command line is known to be good: it takes seconds.
+    # Imported when the command line is known to be good: it takes seconds, in which Ray starts. So Ray starts as well
+    # where the images then cannot be used.
     from lada_ray.cluster import join_while_importing
 
     asked = () if config.encoder.in_files else ("open_clip",)
-    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", *asked, "mlflow")
+    join_while_importing(console, "lada_ray.plan", "lada_ray.stream", *asked, "lada_ray.tracking.ahead")
     from lada_ray.plan import print_plan
     from lada_ray.results import show
     from lada_ray.stream import run_stream

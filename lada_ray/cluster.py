@@ -72,6 +72,8 @@ def join_cluster() -> None:
 def join_while_importing(console: Console, *modules: str) -> None:
     """`join_cluster`, and import modules meanwhile: each takes seconds, and joining is mostly waiting for processes.
 
+    What an import writes to stderr is held back with Ray's greeting.
+
     Args:
         console: shows how long starting Ray took, and how much longer the imports did.
         modules: what is imported soon. An error in one shows where it is needed.

@@ -28,8 +28,8 @@ HEADING = "The configuration is not valid"
 BLANK = "***"
 """What stands where a password was."""
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# What `encoder.pretrained` says for the encoder that comes with the package.
 DEMO = "demo"
+"""What `encoder.pretrained` says for the encoder that comes with the package."""
 RESERVED = frozenset({"features", "encoders", "demo-images", "mlflow.db", "mlartifacts", "mlruns"})
 """What lies beside the run folders in a storage, so no run may have such a name."""
 NETWORK_FILE_SYSTEMS = frozenset(

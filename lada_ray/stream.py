@@ -11,7 +11,7 @@ from lada_ray.calibrate import Calibrator
 from lada_ray.config import StreamConfig, tracking_uri
 from lada_ray.console import Console
 from lada_ray.domains.base import ALL_DOMAINS
-from lada_ray.errors import LostLease
+from lada_ray.errors import LadaError, LostLease
 from lada_ray.evaluate import Evaluator, Row, write_tests
 from lada_ray.features.extract import Extraction
 from lada_ray.features.fill import Images
@@ -75,9 +75,8 @@ def run_stream(config: StreamConfig, fresh: bool = False, console: Console | Non
         run.begin(config, stream.spec, stream.info, pack_identities(stream, images))
         with tracked(config, mlflow_uri, run, console) as tracker:
             result, training = learn_and_test(stream, run, images, extraction, tracker, console)
-        if training:  # Ray Train takes a second to end, in which the rest is tested, reported and tracked
-            with console.stage("stop training"):
-                training.join()
+        if training:
+            stop(training, console)
         return result
 
 
@@ -105,11 +104,10 @@ def learn_and_test(
     plan, rows = plan_fit(stream, tasks), []
     training = None
     if learnt_before < len(tasks):
-        with console.stage(STARTING):
-            training = _start_training(stream, run, images, plan, console)
+        training = _start_training(stream, run, images, plan, console)
     with Calibrator(plan, run.model_store.uri) as calibrator:
         calibrator.begin(run.packs)
-        for learnt, packs in learn(stream, run, training, tracker, console):
+        for learnt, packs in learn(stream, run, learnt_before, training, tracker, console):
             wait_for_calibration(calibrator, run, console)
             rows.append(evaluator.row(packs, learnt))
             calibrator.begin(packs, soon=training is not None)
@@ -122,6 +120,18 @@ def learn_and_test(
     fitting = sum(run.record(digest)["timings"]["fit"] for digest in run.packs[learnt_before:])
     busy = {**extraction.seconds, **class_seconds, "fit": fitting, "track": tracker.tracker.seconds}
     return finish(stream, run, images, evaluator, rows, busy, console), training
+
+
+def stop(training: Background, console: Console) -> None:
+    """Wait for the end of a training that has learnt everything; Ray Train takes a second, beside report and MLflow.
+
+    An error at its end costs nothing that is learnt: it is a warning.
+    """
+    with console.stage("stop training"):
+        try:
+            training.join()
+        except LadaError as error:
+            console.warn(f"everything is learnt, tested and reported, but at its end {error}")
 
 
 def wait_for_calibration(calibrator: Calibrator, run: Run, console: Console) -> None:
@@ -140,15 +150,20 @@ def wait_for_calibration(calibrator: Calibrator, run: Run, console: Console) -> 
 
 
 def learn(
-    stream: Stream, run: Run, training: Background | None, tracker: BackgroundTracker, console: Console
+    stream: Stream,
+    run: Run,
+    learnt_before: int,
+    training: Background | None,
+    tracker: BackgroundTracker,
+    console: Console,
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Learn what is not learnt yet, all of it in one Ray Train run in the background.
+    """Follow the training in the background, which learns what is not learnt yet in one Ray Train run.
 
     Yields:
         (what was learnt, digests of all packs up to it): "zero-shot" first, then every task of the stream; those of
         earlier starts at once, the others as soon as their pack is committed.
     """
-    names, shown = [name for name, _ in stream.tasks], len(run.packs)
+    names, shown = [name for name, _ in stream.tasks], learnt_before
     for done, name in enumerate(["zero-shot", *names[:shown]]):
         yield name, run.packs[:done]  # tested while workers start
     if training is None:
@@ -165,10 +180,12 @@ def learn(
 
 def _start_training(stream: Stream, run: Run, images: Images, plan: FitPlan, console: Console) -> Background:
     console.say("  start training ...")
-    r, watch = stream.resources, Watcher()
-    ledger = RunLedger(run.store.uri, run.epoch, pack_identities(stream, images), watch)
+    r, identities = stream.resources, pack_identities(stream, images)
     resources = TrainResources(r.train_workers, r.cpus_per_train_worker, r.gpus_per_train_worker)
-    return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}", watch)
+    with console.stage(STARTING):
+        watch = Watcher()
+        ledger = RunLedger(run.store.uri, run.epoch, identities, watch)
+        return Background(plan, ledger, resources, join(run.store.uri, "train"), f"epoch-{run.epoch}", watch)
 
 
 def progress_line(rows: Sequence[Row], tasks: int) -> str:

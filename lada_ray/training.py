@@ -14,7 +14,9 @@ from lada_ray.fit.task import TrainResources
 from lada_ray.lease import Lease
 from lada_ray.watching import Watcher
 
-POLL_S = 0.1
+START_POLL_S = 0.1
+# Of the packs as well, which may be an object store's.
+POLL_S = 0.25
 
 
 class Background:
@@ -71,7 +73,7 @@ class Background:
         """
         while not (self.over or self._watch.read() or len(self._ledger.packs()) > known):
             lease.check()
-            time.sleep(POLL_S)
+            time.sleep(START_POLL_S)
 
     def next_packs(self, known: int, lease: Lease, console: Console) -> tuple[str, ...]:
         """Wait until there are more packs than `known`, showing how far the current task is; returns them all.

@@ -10,9 +10,9 @@ import pytest
 
 from lada_ray import stream as module
 from lada_ray.console import Console
-from lada_ray.errors import LostLease
+from lada_ray.errors import LadaError, LostLease
 from lada_ray.evaluate import Row
-from lada_ray.stream import learn_and_test, progress_line, wait_for_calibration
+from lada_ray.stream import learn_and_test, progress_line, stop, wait_for_calibration
 
 
 def test_a_line_says_what_learning_did() -> None:
@@ -88,3 +88,15 @@ def test_a_run_that_was_taken_over_waits_for_nothing() -> None:
     with pytest.raises(LostLease, match="taken over"):
         wait_for_calibration(calibrator, run, Console(quiet=True))
     assert calibrator.said == []
+
+
+def test_an_error_at_the_end_of_training_costs_nothing() -> None:
+    def fail() -> None:
+        raise LadaError("training failed: a worker would not end")
+
+    console, training = Console(quiet=True), SimpleNamespace(join=fail)
+    stop(training, console)  # type: ignore[arg-type]
+    assert console.notes == [
+        "everything is learnt, tested and reported, but at its end training failed: a worker would not end"
+    ]
+    assert "stop training" in console.seconds

@@ -812,3 +812,17 @@ def test_job_tells_what_is_wrong_with_its_command_line(
     with pytest.raises(SystemExit) as stopped:
         job(["--help"])
     assert stopped.value.code == 0
+
+
+def test_mlflow_is_imported_ahead_without_telemetry(tmp_path: Path) -> None:
+    """MLflow decides at its import, and notes an installation in the home folder."""
+    code = (
+        "import lada_ray.tracking.ahead\n"
+        "from mlflow.telemetry import get_telemetry_client\n"
+        "assert get_telemetry_client() is None\n"
+    )
+    public = {
+        k: v for k, v in os.environ.items() if k not in ("CI", "GITHUB_ACTIONS", "MLFLOW_DISABLE_TELEMETRY")
+    }
+    subprocess.run([sys.executable, "-c", code], env={**public, "HOME": str(tmp_path)}, check=True)
+    assert not list(tmp_path.rglob("*telemetry*"))

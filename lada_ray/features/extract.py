@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 # A reader waits for storage much of the time. Not what an encoder reserves, such as half a core: Ray Data would fuse
 # the reader into the actor, and an actor's call would be of as many images as it is to be of views.
 READ_CPUS = 0.43
-# Views per encoder call by device, and so per part of the bank; merged into larger parts at the end. A read task makes
-# as many at most: a task costs Ray as much as ten images, and rests of several are not put together.
-ENCODE_VIEWS = {"cpu": 128, "cuda": 512}
-# Of larger images a core encodes few a second. A call is what a kill costs, and what one encoder may have left to do
-# when another one is done: on a CPU it is to take seconds.
-LARGE, LARGE_VIEWS = 128, 64
+# Views per encoder call at most, and so per part of the bank; merged into larger parts at the end. A read task makes as
+# many: a task costs Ray as much as ten small images, and rests of several are not put together.
+MOST_VIEWS = 512
+# Of large images a core encodes few a second. A call is what a kill costs, and what one encoder may have left to do
+# when another one is done: on a CPU it is to take a second, or a few. So many pixels, but at least this many views.
+CPU_PIXELS, CPU_VIEWS = 2**21, 64
 # The manifest, which grows with its parts, is rewritten at most this often.
 ENTER_EVERY_S = 1.0
 NOT_FINITE = "the encoder gives NaN or infinite features"
@@ -144,14 +144,16 @@ def render_image(uri: str, views: Sequence[str], preprocess: Preprocess, sha: st
     Returns:
         Pixels, or why there are none: nothing about an image raises.
     """
-    started, read_s, began = time.perf_counter(), 0.0, time.thread_time()
     reason = unread = ""
     pixels = np.zeros((1, preprocess.size, preprocess.size, 3), np.uint8)
+    started = time.perf_counter()
     try:
-        data = read_image(uri)
-        if sha:
-            _check_unchanged(data, sha)
-        read_s, began = time.perf_counter() - started, time.thread_time()
+        try:
+            data = read_image(uri)
+            if sha:
+                _check_unchanged(data, sha)
+        finally:
+            read_s, began = time.perf_counter() - started, time.thread_time()
         pixels = _render(data, sha, views, preprocess)
     except BadImage as error:
         reason = str(error)
@@ -346,9 +348,11 @@ def extract(
             rendered.append((row["rendered"], row["seconds"]["read"] + row["seconds"]["decode"]))
             progress(done, total)
     if done:
-        ahead = sum(seconds for when, seconds in rendered if when <= first)
+        # What was being decoded then counts whole.
+        ahead = sum(seconds for when, seconds in rendered if when - seconds <= first)
+        cores = ray.cluster_resources().get("CPU", 1.0)
         # Clocks of other nodes may differ a little.
-        result.start_s = max(0.0, first - started - ahead / ray.cluster_resources()["CPU"])
+        result.start_s = max(0.0, first - started - ahead / cores)
     bank.table.merge()
     return result
 
@@ -388,8 +392,10 @@ def _pipeline(
 
 
 def encode_views(device: str, size: int) -> int:
-    """Views per encoder call, of images of size x size pixels."""
-    return LARGE_VIEWS if device == "cpu" and size > LARGE else ENCODE_VIEWS[device]
+    """Views per encoder call, of images of size x size pixels; a multiple of the encoder's batch."""
+    if device != "cpu":
+        return MOST_VIEWS
+    return min(MOST_VIEWS, max(1, CPU_PIXELS // size**2 // CPU_VIEWS) * CPU_VIEWS)
 
 
 def _read_tasks(gaps: Sequence[Gap], views: int) -> list[pd.DataFrame]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,7 +214,8 @@ class TaskLearner:
         init = draws.torch_generator(self.seed, "tuner", self.task.position)
         tuner = TextTuner(tower.width, len(tower.blocks), self.settings.tuner_bottleneck, init)
         self.tower, self.tuner = tower.to(self.device), tuner.to(self.device)
-        self.prompts = tower.begin(self._tensor(self.task.tokens))
+        with self._mixed():
+            self.prompts = tower.begin(self._tensor(self.task.tokens))
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
         parameters = self.parameters() or [torch.zeros(1, requires_grad=True)]
@@ -229,10 +230,12 @@ class TaskLearner:
     def _raw_text(self) -> Tensor:
         if self.tower is None:
             return self.text
-        # Mixed precision on a GPU, as published; float32 on a CPU.
-        mixed = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
-        with mixed:
+        with self._mixed():
             return self.tower(self.prompts, self.tuner).float()
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        """Mixed precision of the text tower on a GPU, as published; float32 on a CPU."""
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def _text_features(self) -> Tensor:
         return F.normalize(self._raw_text(), dim=-1)

@@ -7,7 +7,8 @@ logging while the stream runs, repairing after a kill, and `jobs/log_run.py` lon
 log what is missing. An MLflow that cannot be reached never costs learning: the run goes on with a warning.
 
 This package and the pyfunc wrapper are the only ones that import mlflow, and they do so when it is first needed:
-importing it takes a second or two, a fresh SQLite database about two more. `BackgroundTracker` hides both.
+importing it takes a second or two, a fresh SQLite database about two more. `BackgroundTracker` hides both, and a job
+imports it `ahead`, while Ray starts.
 
     uri, connection    where MLflow is, and how to reach it
     folder, points     what the run folder tells, as metrics and params
@@ -18,6 +19,7 @@ importing it takes a second or two, a fresh SQLite database about two more. `Bac
     pyfunc, served     a model as a folder that `mlflow models serve` serves
     champion           the registry, as a projection of a production model's history
     withdraw           taking out of it what was forgotten
+    ahead              imports mlflow
 """
 
 from lada_ray.config import hide_password

@@ -17,7 +17,7 @@ from benchmarks.page import results_html
 from benchmarks.result import Bar, Result
 from benchmarks.timing import fresh, interleaved
 from lada_ray.encoder.clip import BATCH
-from lada_ray.features.extract import ENCODE_VIEWS
+from lada_ray.features.extract import encode_views
 
 KEPT, MISSED = Bar("times faster", 4.0, "at least", 3), Bar("peak <b>, GB", 5.25, "at most", 4)
 
@@ -55,7 +55,7 @@ def test_a_gpu_is_known_by_whole_words() -> None:
 
 
 def test_a_gpu_is_measured_with_the_products_batches_and_calls() -> None:
-    assert (BATCH["cuda"], ENCODE_VIEWS["cuda"]) == (gpu.BATCH, gpu.CALL)
+    assert (BATCH["cuda"], encode_views("cuda", 224)) == (gpu.BATCH, gpu.CALL)
 
 
 @pytest.mark.accept

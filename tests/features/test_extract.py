@@ -26,6 +26,8 @@ from lada_ray.errors import InputError, IntegrityError, LadaError
 from lada_ray.features import extract as module
 from lada_ray.features.bank import FeatureBank
 from lada_ray.features.extract import (
+    CPU_VIEWS,
+    MOST_VIEWS,
     EncodeViews,
     Extraction,
     Gap,
@@ -159,12 +161,10 @@ def test_read_tasks_are_of_whole_images_and_at_most_so_many_views() -> None:
 
 
 def test_calls_are_of_fewer_large_images_on_a_cpu() -> None:
-    sizes = [encode_views(device, size) for device, size in (("cpu", 64), ("cpu", 224), ("cuda", 224))]
-    assert sizes == [128, 64, 512]
+    assert [encode_views("cpu", size) for size in (32, 64, 96, 112, 224, 448)] == [512, 512, 192, 128, 64, 64]
+    assert encode_views("cuda", 224) == 512
     # None of them leaves a part of the encoder's batch empty.
-    assert [views % BATCH[device] for views, device in zip(sizes, ("cpu", "cpu", "cuda"), strict=True)] == [
-        0
-    ] * 3
+    assert (CPU_VIEWS % BATCH["cpu"], MOST_VIEWS % BATCH["cuda"]) == (0, 0)
 
 
 def test_a_killed_encoder_loses_and_doubles_nothing(
@@ -176,7 +176,7 @@ def test_a_killed_encoder_loses_and_doubles_nothing(
     ray_local: None,
 ) -> None:
     bank = FeatureBank(open_store(join(s3, "killed")), tiny_key, 32)
-    monkeypatch.setitem(module.ENCODE_VIEWS, "cpu", 8)
+    monkeypatch.setattr(module, "encode_views", lambda device, size: 8)
     gaps = [gap(sample.uri, ("test", "crop_flip/0")) for domain in tiny_domains for sample in domain.train]
     told: list[tuple[int, int]] = []
     killed: list[tuple[int, int]] = []
@@ -211,15 +211,28 @@ def test_what_is_decoded_while_encoders_start_is_no_start_up(
                 "rendered": rendered}  # fmt: skip
 
     now = time.time()
-    # The first encoder begins after 10 s; two of three batches are decoded by then, in 3 s of a core.
-    rows = [row(now + 10, now + 4, 1.9), row(now + 10.5, now + 9, 0.9), row(now + 12, now + 11, 5.0)]
+    # The first encoder begins after 10 s; by then one of three batches is decoded and one is being: 3 s of a core.
+    rows = [row(now + 10, now + 4, 1.9), row(now + 10.6, now + 10.5, 0.9), row(now + 12, now + 11, 0.4)]
     monkeypatch.setattr(module, "_pipeline", lambda *_: iter(rows))
     bank = FeatureBank(open_store(tmp_path), "key", 8)
     anything: Any = None
     gaps = [Gap(f"{i}.png", f"{i}", ("test",)) for i in range(3)]
     done = extract(gaps, anything, bank, Pool(1, 1, 0), "r", lambda done, total: None)
     assert done.start_s == pytest.approx(10 - 3 / ray.cluster_resources()["CPU"], abs=0.5)
-    assert done.seconds == pytest.approx({"read": 0.3, "decode": 7.8, "encode": 3.0})
+    assert done.seconds == pytest.approx({"read": 0.3, "decode": 3.2, "encode": 3.0})
+
+
+def test_waiting_for_a_file_that_cannot_be_read_is_reading(
+    monkeypatch: pytest.MonkeyPatch, tiny_encoder: EncoderSpec
+) -> None:
+    def fail(uri: str) -> bytes:
+        time.sleep(0.1)
+        raise OSError("gone")
+
+    monkeypatch.setattr(module, "read_image", fail)
+    made = module.render_image("a.png", ["test"], tiny_encoder.preprocess)
+    assert "gone" in made.unread
+    assert made.read_s >= 0.1 > made.decode_s
 
 
 def test_whatever_rendering_stumbles_over_costs_the_image(
@@ -360,6 +373,7 @@ def test_neither_pixels_nor_features_pass_through_the_driver(
     import ray
     from ray import cloudpickle
 
+    monkeypatch.setattr(module, "encode_views", lambda device, size: 128)
     handled = [0]
     fetch, put = ray.get, ray.put
 
@@ -378,4 +392,4 @@ def test_neither_pixels_nor_features_pass_through_the_driver(
 
     few, more, wide = volume(32, VIEWS[:1]), volume(256, VIEWS[:1]), volume(256, VIEWS)
     assert 0 < more - few < 224 * 400
-    assert 0 < wide - more < 2 * 256 / module.ENCODE_VIEWS["cpu"] * 8000
+    assert 0 < wide - more < 2 * 256 / 128 * 8000
