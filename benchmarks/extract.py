@@ -71,15 +71,16 @@ def save_random_weights(model: str, path: Path) -> None:
 def compare(spec: EncoderSpec, images: int, repeats: int, folder: Path) -> dict[str, float]:
     """Both loops in turn on the same files, and the encoder on pixels in memory.
 
-    A loop's rate is that of the second half of a pass: what twice as many images take longer than the first half alone.
-    So start-up does not count, nor what is decoded meanwhile.
+    A loop's rate is that of the second half of a pass: what twice as many images take longer than the first half alone,
+    both without the start of encoders, which takes longer while those of a pass just before end. So start-up does not
+    count, nor what is decoded meanwhile.
     """
     import torch
 
     torch.set_num_threads(CORES)
     gaps = draw_images(folder / "images", 2 * images, spec.preprocess.size)
     encoder = load_encoder(spec, "cpu")
-    loops: dict[str, Callable[[Sequence[Gap]], float]] = {
+    loops: dict[str, Callable[[Sequence[Gap]], tuple[float, float]]] = {
         "pipeline": lambda some: run_pipeline(some, spec, encoder, folder),
         "DataLoader": lambda some: run_loader(some, spec, encoder),
     }
@@ -87,9 +88,9 @@ def compare(spec: EncoderSpec, images: int, repeats: int, folder: Path) -> dict[
     whole: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(repeats):
         for name, loop in loops.items():
-            once, twice = loop(gaps[:images]), loop(gaps)
+            (once, start), (twice, later_start) = loop(gaps[:images]), loop(gaps)
             whole[name].append(once)
-            rates[name].append(images / (twice - once))
+            rates[name].append(images / ((twice - later_start) - (once - start)))
         rates["encoder alone"].append(run_encoder(encoder, min(images, 4 * IN_MEMORY)))
     found = {f"{name}, images/s": median(some) for name, some in rates.items()}
     return {**found, **{f"{name}, {images} images with start-up, s": median(s) for name, s in whole.items()}}
@@ -110,14 +111,20 @@ def draw_images(folder: Path, number: int, size: int) -> list[Gap]:
     return gaps
 
 
-def run_pipeline(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder, folder: Path) -> float:
-    """The product's: Ray Data, as many encoder actors as it would settle on, features into a new bank; seconds."""
+def run_pipeline(
+    gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder, folder: Path
+) -> tuple[float, float]:
+    """The product's: Ray Data, as many encoder actors as it would settle on, features into a new bank.
+
+    Returns:
+        Seconds, and those of them until the first encoder began, less what was decoded by then.
+    """
     info, pool = encoder.info(), Pool.of(settle_resources(ResourceConfig()))
     with tempfile.TemporaryDirectory(dir=folder) as empty:
         bank = FeatureBank(open_store(empty), info.feature_key, info.width)
         started = time.perf_counter()
-        extract(gaps, spec, bank, pool, "bench", lambda done, total: None)
-        return time.perf_counter() - started
+        done = extract(gaps, spec, bank, pool, "bench", lambda done, total: None)
+        return time.perf_counter() - started, done.start_s
 
 
 class Files:
@@ -134,8 +141,12 @@ class Files:
         return render_image(gap.uri, gap.views, self.preprocess, gap.sha256).pixels[0]
 
 
-def run_loader(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder) -> float:
-    """A DataLoader with two workers, and the same encoder in this process; features are kept in memory; seconds."""
+def run_loader(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder) -> tuple[float, float]:
+    """A DataLoader with two workers, and the same encoder in this process; features are kept in memory.
+
+    Returns:
+        Seconds, and 0: its workers are there at once.
+    """
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(Files(gaps, spec), batch_size=64, num_workers=WORKERS)  # type: ignore[arg-type]
@@ -143,7 +154,7 @@ def run_loader(gaps: Sequence[Gap], spec: EncoderSpec, encoder: Encoder) -> floa
     kept = [encoder.encode_pixels(pixels.numpy()) for pixels in loader]
     seconds = time.perf_counter() - started
     assert sum(map(len, kept)) == len(gaps)
-    return seconds
+    return seconds, 0.0
 
 
 def run_encoder(encoder: Encoder, number: int) -> float:
