@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: StreamConfig, flags: Flags, console: Console) -> int:
     """Do what was asked for; returns the exit code."""
+    if not flags.plan:
+        console.say(f"{config.name}: {len(config.domains)} domains -> {join(config.storage, config.name)}")
     # Imported when the command line is known to be good: it takes seconds, in which Ray starts. So Ray starts as well
     # where the images then cannot be used.
     from lada_ray.cluster import join_while_importing
@@ -45,7 +47,6 @@ def run(config: StreamConfig, flags: Flags, console: Console) -> int:
 
     if flags.plan:
         return print_plan(config, console)
-    console.say(f"{config.name}: {len(config.domains)} domains -> {join(config.storage, config.name)}")
     show(config, run_stream(config, flags.fresh, console), console)
     return 0
 
